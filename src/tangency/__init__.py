@@ -1,0 +1,60 @@
+"""Tangency: a neural network, its Neural Tangent Kernel, and everything training will do."""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from . import errors as errors
+    from . import models as models
+    from .dynamics import gaussian_process as gaussian_process
+    from .dynamics import kernel_flow as kernel_flow
+    from .estimators import NTKClassifier as NTKClassifier
+    from .estimators import NTKRegressor as NTKRegressor
+    from .gram import gram as gram
+    from .kernels import FunctionKernel as FunctionKernel
+    from .kernels import Kernel as Kernel
+    from .limit import limit as limit
+
+_HOMES = {
+    "FunctionKernel": "kernels",
+    "Kernel": "kernels",
+    "NTKClassifier": "estimators",
+    "NTKRegressor": "estimators",
+    "gaussian_process": "dynamics",
+    "gram": "gram",
+    "kernel_flow": "dynamics",
+    "limit": "limit",
+}
+_ROOMS = ("errors", "models")
+
+__all__ = ["__version__", *_HOMES, *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load on first use, so that importing the package, or asking a command for help, is quick."""
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    if name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps `tangency.limit` the function: importing the room of that name would bind the room in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,6 @@
+"""What a network becomes: the whole of training with the NTK, and the Bayesian posterior with the NNGP."""
+
+from .flow import KernelFlow as KernelFlow
+from .flow import kernel_flow as kernel_flow
+from .gaussian_process import GaussianProcess as GaussianProcess
+from .gaussian_process import gaussian_process as gaussian_process

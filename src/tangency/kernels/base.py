@@ -1,0 +1,47 @@
+"""The kernel interface: everything downstream of a kernel relies on this and on nothing else."""
+
+import abc
+from typing import ClassVar
+
+from jaxtyping import Float
+
+from ..types import Array, Gram, Inputs, Kind, Progress
+
+
+class Kernel(abc.ABC):
+    """A pair of positive semi-definite kernels on examples: K (NNGP) and Θ (NTK).
+
+    Calling a kernel gives Θ. Inputs have a leading example axis. `x2=None` means `x1`: half of the entries are
+    computed and the result is exactly symmetric. Equal inputs are a fact the caller states by `None`; they are
+    never guessed. NumPy arrays give a NumPy array of the same dtype (float64 is computed in float64 whatever JAX's
+    global precision flag says); JAX arrays and tracers give a JAX array under the caller's own settings.
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("nngp", "ntk", "both")
+
+    @abc.abstractmethod
+    def evaluate(
+        self, kind: Kind, x1: Inputs, x2: Inputs | None = None, *, progress: Progress | None = None
+    ) -> Float[Array, "*kinds n m"]:
+        """The Gram matrix of one kind, `[n, m]`; `"both"` stacks (K, Θ) as `[2, n, m]`."""
+
+    @abc.abstractmethod
+    def diagonal(self, kind: Kind, x: Inputs) -> Float[Array, "*kinds n"]:
+        """k(x_i, x_i) without forming the matrix, `[n]`; `"both"` stacks (K, Θ) as `[2, n]`."""
+
+    def __deepcopy__(self, memo: object) -> "Kernel":
+        """A kernel is immutable: a copy, as scikit-learn's clone makes, is itself and keeps what it has compiled."""
+        return self
+
+    def __call__(self, x1: Inputs, x2: Inputs | None = None) -> Gram:
+        """The NTK Θ(x1, x2), `[n, m]`."""
+        return self.evaluate("ntk", x1, x2)
+
+    def nngp(self, x1: Inputs, x2: Inputs | None = None) -> Gram:
+        """The NNGP kernel K(x1, x2), `[n, m]`."""
+        return self.evaluate("nngp", x1, x2)
+
+    def both(self, x1: Inputs, x2: Inputs | None = None) -> tuple[Gram, Gram]:
+        """(NNGP, NTK) from one pass, each `[n, m]`."""
+        stacked = self.evaluate("both", x1, x2)
+        return stacked[0], stacked[1]

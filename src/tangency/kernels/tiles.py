@@ -1,0 +1,69 @@
+"""Assembling a Gram matrix from tiles on concrete arrays: half of them where the matrix is symmetric."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..types import Progress
+
+TILE = 1024
+
+
+def assemble(
+    block: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    x1: np.ndarray,
+    x2: np.ndarray | None,
+    *,
+    diagonal: Callable[[np.ndarray], np.ndarray] | None = None,
+    tile: int = TILE,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """The matrix `[..., n, m]` from `block(rows of x1, rows of x2) -> [..., a, b]`.
+
+    With `x2=None` only the tiles on and above the diagonal are computed, the rest is mirrored, and the diagonal comes
+    from `diagonal(rows) -> [..., a]`. All tiles but those of a matrix smaller than one tile have the same shape, so
+    `block` is compiled once.
+    """
+    other = x1 if x2 is None else x2
+    rows, columns = _cuts(len(x1), tile), _cuts(len(other), tile)
+    jobs = [(i, j) for i in range(len(rows)) for j in range(len(columns)) if x2 is not None or j >= i]
+    result = None
+    for done, (i, j) in enumerate(jobs):
+        (start1, stop1), (start2, stop2) = rows[i], columns[j]
+        part = np.asarray(block(_padded(x1, start1, stop1, tile), _padded(other, start2, stop2, tile)))
+        part = part[..., : stop1 - start1, : stop2 - start2]
+        if result is None:
+            result = np.empty((*part.shape[:-2], len(x1), len(other)), part.dtype)
+        result[..., start1:stop1, start2:stop2] = part
+        if progress is not None:
+            progress(done + 1, len(jobs))
+    assert result is not None
+    if x2 is None:
+        _mirror(result, diagonal, x1, tile)
+    return result
+
+
+def _cuts(length: int, tile: int) -> list[tuple[int, int]]:
+    return [(start, min(start + tile, length)) for start in range(0, length, tile)]
+
+
+def _padded(x: np.ndarray, start: int, stop: int, tile: int) -> np.ndarray:
+    part = x[start:stop]
+    missing = tile - len(part)
+    return part if missing == 0 or len(x) <= tile else np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+
+
+def _mirror(result: np.ndarray, diagonal: Callable[[np.ndarray], np.ndarray] | None, x: np.ndarray, tile: int) -> None:
+    """Copy the upper triangle below the diagonal, tile by tile so that no full-size temporary is made."""
+    for start, stop in _cuts(len(x), tile):
+        square = result[..., start:stop, start:stop]
+        upper = np.triu(square, 1)
+        middle = np.zeros_like(square)
+        index = np.arange(stop - start)
+        if diagonal is None:
+            middle[..., index, index] = square[..., index, index]
+        else:
+            rows = np.asarray(diagonal(_padded(x, start, stop, tile)))
+            middle[..., index, index] = rows[..., : stop - start]
+        result[..., start:stop, start:stop] = upper + np.swapaxes(upper, -1, -2) + middle
+        result[..., stop:, start:stop] = np.swapaxes(result[..., start:stop, stop:], -1, -2)

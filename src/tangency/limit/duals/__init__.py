@@ -1,0 +1,7 @@
+"""Dual activations: Gaussian expectations of elementwise functions and of their products."""
+
+from .activation import Activation as Activation
+from .evaluate import dual as dual
+from .evaluate import mean as mean
+from .evaluate import product_mean as product_mean
+from .order import required_order as required_order

@@ -1,0 +1,183 @@
+"""Moments E[f(u) g(v)] of closed-form terms f, g under a centred bivariate Gaussian.
+
+Everything follows from Stein's identity E[u F(u, v)] = a E[∂F/∂u] + c E[∂F/∂v] and three facts: weighting by a
+Gaussian gives another Gaussian; E[sign U sign V] = (2/π) arcsin(corr(U, V)), which for U = u + noise is Williams,
+"Computing with infinite networks" (1997), eq. (11), and without noise Cho & Saul, "Kernel methods for deep
+learning" (2009), eq. (3); and E exp(ℓ) = exp(½ Var ℓ) for complex linear ℓ.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from ._gaussian import clamp, determinant, geometric_mean, guarded_sqrt, over_sqrt, tilt
+from ._piecewise_linear import coefficients, piecewise_linear_dual
+from ._terms import SIGN, Span, Term
+from ._truncated import power_moments, truncated_moments
+
+_DELTA = 2.0 / math.sqrt(2.0 * math.pi)
+
+
+def is_closed(f: Span | None, g: Span | None) -> bool:
+    """Whether E[f(u) g(v)] is a finite formula in a, b, c."""
+    return f is not None and g is not None and all(_is_closed_pair(s, t) for s in f.terms for t in g.terms)
+
+
+def _is_closed_pair(f: Term, g: Term) -> bool:
+    if f.threshold is not None or g.threshold is not None:
+        return f.is_piecewise_polynomial and g.is_piecewise_polynomial
+    return not ((f.step is not None and g.oscillates_or_grows) or (g.step is not None and f.oscillates_or_grows))
+
+
+def closed_dual(f: Span, g: Span, a, b, c):
+    """E[f(u) g(v)] for variances a, b > 0 and covariance c; |c| may exceed √(ab) by rounding."""
+    short_f, short_g = coefficients(f), coefficients(g)
+    if short_f is not None and short_g is not None:
+        return piecewise_linear_dual(short_f, short_g, a, b, c)
+    s = geometric_mean(a, b)
+    c = clamp(c, -s, s)
+    total = jnp.zeros_like(c)
+    for s_term in f.terms:
+        for t_term in g.terms:
+            total = total + s_term.coefficient * t_term.coefficient * _pair(s_term, t_term, a, b, c)
+    return total
+
+
+def _pair(f: Term, g: Term, a, b, c):
+    if f.threshold is not None or g.threshold is not None:
+        return _truncated_pair(f, g, a, b, c)
+    state = (a, b, c, determinant(a, b, c))
+    normaliser = 1.0
+    if f.gaussian or g.gaussian:
+        *state, normaliser = tilt(2.0 * f.gaussian, 2.0 * g.gaussian, *state)
+        normaliser = jnp.sqrt(normaliser)
+    if f.oscillates_or_grows or g.oscillates_or_grows:
+        return _exponential_pair(f, g, *state) / normaliser
+    if f.step == SIGN and g.step == SIGN and not (f.gaussian or g.gaussian):
+        return sign_moment(f.power, g.power, a, b, c)
+    return step_moment(f.power, g.power, f.step, g.step, tuple(state)) / normaliser
+
+
+def step_moment(j: int, k: int, s: float | None, t: float | None, state):
+    """E[u^j v^k S(u) T(v)] with S, T error functions of noise variance s, t (None: absent, 0: sign)."""
+    a, b, c, d = state
+    if (j + k + (s is not None) + (t is not None)) % 2:
+        return jnp.zeros_like(a)
+    if j == 0 and k == 0:
+        if s is None or t is None:
+            return jnp.ones_like(a)
+        return (2.0 / math.pi) * jnp.arctan2(c, guarded_sqrt(d + a * t + b * s + s * t))
+    if j == 0:
+        return step_moment(k, j, t, s, (b, a, c, d))
+    total = jnp.zeros_like(a)
+    if j >= 2:
+        total = total + (j - 1) * a * step_moment(j - 2, k, s, t, state)
+    if k >= 1:
+        total = total + k * c * step_moment(j - 1, k - 1, s, t, state)
+    if s is not None:
+        total = total + _DELTA * over_sqrt(a, a + s) * step_moment(j - 1, k, None, t, _pinned(s, state))
+    if t is not None:
+        b1, a1, c1, d1 = _pinned(t, (b, a, c, d))
+        total = total + _DELTA * over_sqrt(c, b + t) * step_moment(j - 1, k, s, None, (a1, b1, c1, d1))
+    return total
+
+
+def _pinned(noise: float, state):
+    """The covariance given u + noise = 0."""
+    a, b, c, d = state
+    total = a + noise
+    safe = jnp.where(total <= 0, 1.0, total)
+    return a * noise / safe, (d + b * noise) / safe, c * noise / safe, d * noise / safe
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def sign_moment(j: int, k: int, a, b, c):
+    """E[u^j sign(u) v^k sign(v)]: arc-cosine kernels, with exact derivatives at equal and opposite inputs."""
+    s = geometric_mean(a, b)
+    rho, gap = c / s, jnp.maximum(((s - c) / s) * ((s + c) / s), 0.0)
+    one = jnp.ones_like(rho)
+    return jnp.sqrt(a) ** j * jnp.sqrt(b) ** k * step_moment(j, k, SIGN, SIGN, (one, one, rho, gap))
+
+
+@sign_moment.defjvp
+def _sign_moment_jvp(j, k, primals, tangents):
+    a, b, c = primals
+    da, db, dc = tangents
+    value = sign_moment(j, k, a, b, c)
+    by_c = _sign_moment_slope(j, k, a, b, c)
+    # Euler's relation for a function homogeneous in (u, v) gives the variances' derivatives from that of c.
+    by_a = (j * value - c * by_c) / (2.0 * a)
+    by_b = (k * value - c * by_c) / (2.0 * b)
+    return value, by_a * da + by_b * db + by_c * dc
+
+
+def _sign_moment_slope(j: int, k: int, a, b, c):
+    """Price's theorem: ∂/∂c E[f(u) g(v)] = E[f'(u) g'(v)], with a point mass for the derivative of sign."""
+    if (j + k) % 2:
+        return jnp.zeros_like(c)
+    if j and k:
+        return j * k * sign_moment(j - 1, k - 1, a, b, c)
+    d = determinant(a, b, c)
+    if j == 0 and k == 0:
+        return (2.0 / math.pi) * over_sqrt(jnp.ones_like(d), d)
+    pinned, power = (a, k - 1) if j == 0 else (b, j - 1)
+    moment = step_moment(power, 0, SIGN, None, (d / pinned, d / pinned, d / pinned, jnp.zeros_like(d)))
+    return (power + 1) * _DELTA * moment / jnp.sqrt(pinned)
+
+
+def _exponential_pair(f: Term, g: Term, a, b, c, d):
+    del d
+    moment = functools.partial(_exponential_moment, f.power, g.power, (f.rate, g.rate))
+    w, x = f.frequency, g.frequency
+    covariance = (a, b, c)
+    if not w or not x:
+        return moment((w, x), f.sine or g.sine, covariance)
+    difference = moment((w, -x), f.sine != g.sine, covariance)
+    total = moment((w, x), f.sine != g.sine, covariance)
+    if f.sine and g.sine:
+        return 0.5 * (difference - total)
+    return 0.5 * (total - difference) if g.sine else 0.5 * (total + difference)
+
+
+def _exponential_moment(j: int, k: int, rates, frequencies, sine: bool, covariance):
+    """E[u^j v^k exp(ℓ) (cos or sin)(m)] with ℓ, m linear in (u, v) with the given rates and frequencies."""
+    a, b, c = covariance
+    (p, q), (w, x) = rates, frequencies
+    if j == 0 and k == 0:
+        size = 0.5 * ((p * p - w * w) * a + (q * q - x * x) * b) + (p * q - w * x) * c
+        phase = p * w * a + q * x * b + (p * x + q * w) * c
+        return jnp.exp(size) * (jnp.sin(phase) if sine else jnp.cos(phase))
+    if j == 0:
+        return _exponential_moment(k, j, (q, p), (x, w), sine, (b, a, c))
+    moment = functools.partial(_exponential_moment, rates=rates, frequencies=frequencies, covariance=covariance)
+    total = jnp.zeros_like(a)
+    if p or q:
+        total = total + (a * p + c * q) * moment(j - 1, k, sine=sine)
+    if w or x:
+        turn = (a * w + c * x) * moment(j - 1, k, sine=not sine)
+        total = total + turn if sine else total - turn
+    if j >= 2:
+        total = total + (j - 1) * a * moment(j - 2, k, sine=sine)
+    if k >= 1:
+        total = total + k * c * moment(j - 1, k - 1, sine=sine)
+    return total
+
+
+def _truncated_pair(f: Term, g: Term, a, b, c):
+    """Piecewise polynomials with kinks anywhere; sign(u) u^j = 2 u₊^j − u^j."""
+    if f.threshold is None and f.step is not None:
+        half = Term(1.0, f.power, threshold=0.0)
+        return 2.0 * _truncated_pair(half, g, a, b, c) - _truncated_pair(Term(1.0, f.power), g, a, b, c)
+    if g.threshold is None:
+        if f.threshold is None:
+            return step_moment(f.power, g.power, None, None, (a, b, c, determinant(a, b, c)))
+        return _truncated_pair(g, f, b, a, c)
+    # A mirrored term is an unmirrored one of −u.
+    f_sign, g_sign = (-1.0 if f.mirrored else 1.0), (-1.0 if g.mirrored else 1.0)
+    d, c = determinant(a, b, c), f_sign * g_sign * c
+    if f.threshold is None:
+        return power_moments(f.power, g.power, -g_sign * g.threshold, a, b, c, d)[f.power][g.power]
+    means = (-f_sign * f.threshold, -g_sign * g.threshold)
+    return truncated_moments(f.power, g.power, means, a, b, c, d)[f.power][g.power]

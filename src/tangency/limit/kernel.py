@@ -1,0 +1,218 @@
+"""The kernel of a random network at infinite width."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import InputError, NonFiniteError
+from ..graph.graph import Graph
+from ..kernels.base import Kernel
+from ..kernels.tiles import assemble
+from ..trace import derive
+from ..trace.derive import Settings
+from ..trace.model import ModelFunctions
+from ..types import Array, Inputs, Kind, Progress
+from .explain import explain, summary
+from .orders import required_order
+from .recursion import Recursion
+
+_KINDS = ("nngp", "ntk", "both")
+
+
+class LimitKernel(Kernel):
+    """What `tangency.limit` returns: K and Θ of the user's own network as its layers grow wide.
+
+    The network is traced once for each shape of input, when the kernel is first called on it (or printed, if
+    `input_shape` was given).
+    """
+
+    def __init__(self, functions: ModelFunctions, settings: Settings, input_shape: tuple[int, ...] | None = None):
+        self._functions = functions
+        self._settings = settings
+        self._graphs: dict[tuple[int, ...], Graph] = {}
+        self._block = jax.jit(self._block_of, static_argnames=("kind", "order"))
+        self._diagonal = jax.jit(self._diagonal_of, static_argnames=("kind",))
+        self._shape = input_shape
+        if input_shape is not None:
+            self.graph(input_shape)
+
+    def graph(self, input_shape: tuple[int, ...] | None = None) -> Graph:
+        """The derived graph for one shape of example (default: the shape given or last used).
+
+        Raises:
+            InputError: no shape is known yet, or the model does not take that shape.
+            UnsupportedModelError: something in the model has no infinite-width rule.
+        """
+        shape = self._shape if input_shape is None else input_shape
+        if shape is None:
+            raise InputError("the shape of an example is not known yet: call the kernel, or give limit(input_shape=)")
+        if shape not in self._graphs:
+            graph = derive(self._functions, shape, self._settings)
+            _check_rules(graph)
+            self._graphs[shape] = graph
+        self._shape = shape
+        return self._graphs[shape]
+
+    def evaluate(self, kind: Kind, x1: Inputs, x2: Inputs | None = None, *, progress: Progress | None = None) -> Array:
+        """The Gram matrix of one kind, `[n, m]`; `"both"` stacks (K, Θ) as `[2, n, m]`.
+
+        Raises:
+            InputError: shapes or dtypes of the inputs do not fit.
+            NonFiniteError: NaN or infinity in the inputs or in the result, with the first offending row.
+            AccuracyError: a numerically integrated activation cannot reach 1e-9 at these variances.
+        """
+        _check_kind(kind)
+        host = _on_host(x1) and (x2 is None or _on_host(x2))
+        concrete = [_concrete(x, name) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
+        _check_shapes(x1, x2)
+        self.graph(tuple(np.shape(x1)[1:]))
+        if any(x is None for x in concrete):
+            return self._traced(kind, x1, x2)
+        arrays = [x for x in concrete if x is not None]
+        with jax.ensure_compile_time_eval(), jax.enable_x64(arrays[0].dtype == np.float64 or _x64_enabled()):
+            result = self._assembled(kind, arrays[0], arrays[1] if len(arrays) > 1 else None, progress)
+            _check_result(result)
+            return result if host else jnp.asarray(result)
+
+    def diagonal(self, kind: Kind, x: Inputs) -> Array:
+        """k(x_i, x_i), `[n]`, from the recursion on single examples; `"both"` stacks (K, Θ) as `[2, n]`."""
+        _check_kind(kind)
+        host, concrete = _on_host(x), _concrete(x, "x")
+        _check_shapes(x, None)
+        self.graph(tuple(np.shape(x)[1:]))
+        if concrete is None:
+            return self._diagonal(_floating(x), kind=kind)
+        with jax.ensure_compile_time_eval(), jax.enable_x64(concrete.dtype == np.float64 or _x64_enabled()):
+            result = self._diagonal(jnp.asarray(concrete), kind=kind)
+            return np.asarray(result) if host else result
+
+    def explain(self, format: str = "text") -> str:
+        """The recursion that the kernel evaluates, layer by layer: `format` is "text" or "latex"."""
+        return explain(self.graph(), format)
+
+    def __str__(self) -> str:
+        if self._shape is None:
+            return (
+                f"limit of {self._functions.name}: not traced yet (call it on data, or give limit(..., input_shape=))"
+            )
+        return summary(self.graph())
+
+    def _assembled(self, kind: Kind, x1: np.ndarray, x2: np.ndarray | None, progress: Progress | None) -> np.ndarray:
+        order = required_order(self.graph(), x1, x2, tangent=kind != "nngp")
+        block = partial(self._block, kind=kind, order=order)
+        return assemble(block, x1, x2, diagonal=partial(self._diagonal, kind=kind), progress=progress)
+
+    def _traced(self, kind: Kind, x1: Any, x2: Any) -> jax.Array:
+        x1 = _floating(x1)
+        matrix = self._block(x1, x1 if x2 is None else _floating(x2), kind=kind, order=None)
+        if x2 is not None:
+            return matrix
+        upper = jnp.triu(matrix, 1)
+        diagonal = self._diagonal(x1, kind=kind)
+        return upper + jnp.swapaxes(upper, -1, -2) + diagonal[..., None] * jnp.eye(len(x1), dtype=matrix.dtype)
+
+    def _block_of(self, x1: jax.Array, x2: jax.Array, kind: Kind, order: int | None) -> jax.Array:
+        graph = self._graphs[x1.shape[1:]]
+
+        finite = _runtime_true(x1)
+
+        def pair(a: jax.Array, b: jax.Array) -> jax.Array:
+            return _select(Recursion(graph, (a, b), order, finite).kernels(tangent=kind != "nngp"), kind)
+
+        axis = 1 if kind == "both" else 0
+        rows = jax.vmap(pair, (None, 0), out_axes=axis)
+        return jax.vmap(rows, (0, None), out_axes=axis)(x1, x2)
+
+    def _diagonal_of(self, x: jax.Array, kind: Kind) -> jax.Array:
+        graph = self._graphs[x.shape[1:]]
+
+        finite = _runtime_true(x)
+
+        def single(a: jax.Array) -> jax.Array:
+            return _select(Recursion(graph, (a,), finite=finite).kernels(tangent=kind != "nngp"), kind)
+
+        return jax.vmap(single, out_axes=1 if kind == "both" else 0)(x)
+
+
+def _runtime_true(x: jax.Array) -> jax.Array:
+    """True unless the first number is NaN, which the compiler cannot know."""
+    first = x.ravel()[0]
+    return first == first
+
+
+def _select(kernels: tuple[jax.Array, jax.Array | None], kind: Kind) -> jax.Array:
+    k, theta = kernels
+    if theta is None:
+        return k
+    # One array out of a jit: with several, XLA on CPU computes what they share once for each.
+    return jnp.stack([k, theta]) if kind == "both" else theta
+
+
+def _check_rules(graph: Graph) -> None:
+    """Run the recursion on shapes alone, so that what has no rule is refused before any data is seen."""
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        example = jax.ShapeDtypeStruct(graph.input_shape, jnp.float64)
+        jax.eval_shape(lambda a, b: Recursion(graph, (a, b)).kernels(tangent=True), example, example)
+        jax.eval_shape(lambda a: Recursion(graph, (a,)).kernels(tangent=True), example)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in _KINDS:
+        raise InputError(f"kind: expected one of {', '.join(_KINDS)}, got {kind!r}")
+
+
+def _x64_enabled() -> bool:
+    return jnp.zeros(()).dtype == jnp.float64
+
+
+def _on_host(x: Any) -> bool:
+    return not isinstance(x, jax.Array)
+
+
+def _floating(x: Any) -> jax.Array:
+    array = jnp.asarray(x)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.zeros(()).dtype)
+
+
+def _concrete(x: Any, name: str) -> np.ndarray | None:
+    """The values of an array outside of any trace, checked to be finite numbers; None for a tracer."""
+    try:
+        array = np.asarray(x)
+    except jax.errors.TracerArrayConversionError:
+        return None
+    if array.dtype.kind in "iub":
+        array = array.astype(np.float64 if _on_host(x) else jnp.zeros(()).dtype)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise InputError(f"{name}: expected real numbers, got an array of dtype {array.dtype}")
+    if array.ndim and len(array):
+        bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+        if bad.any():
+            raise NonFiniteError(f"{name}: row {int(np.argmax(bad))} holds NaN or infinity; remove or impute it")
+    return array
+
+
+def _check_shapes(x1: Any, x2: Any) -> None:
+    for name, x in (("x1", x1), ("x2", x2)):
+        shape = np.shape(x)
+        if x is not None and (not shape or prod(shape) == 0):
+            raise InputError(f"{name}: expected examples along the first axis, got an array of shape {shape}")
+    if x2 is not None and np.shape(x1)[1:] != np.shape(x2)[1:]:
+        raise InputError(
+            f"x2: examples of shape {np.shape(x2)[1:]} do not fit those of x1, of shape {np.shape(x1)[1:]}"
+        )
+
+
+def _check_result(result: np.ndarray) -> None:
+    finite = np.isfinite(result)
+    if not finite.all():
+        first = np.argwhere(~finite)[0]
+        raise NonFiniteError(
+            f"the kernel between rows {int(first[-2])} and {int(first[-1])} is not finite: the recursion overflows "
+            f"{result.dtype}; scale the inputs, or use float64"
+        )

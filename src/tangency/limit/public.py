@@ -1,0 +1,59 @@
+"""`tangency.limit`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import InputError
+from ..trace.derive import Settings
+from ..trace.model import Model, open_model
+from .kernel import LimitKernel
+
+
+def limit(
+    model: Model,
+    *,
+    batched: bool | None = None,
+    input_shape: Sequence[int] | None = None,
+    trainable: Any = True,
+    learning_rate: Any = None,
+    init_stats: Mapping[str, tuple[float, float]] | None = None,
+    strict: bool = False,
+) -> LimitKernel:
+    """The infinite-width limit of a random network, derived by tracing the network itself.
+
+    Args:
+        model: a function `key -> equinox.Module` (called on one example), a function `key -> flax.nnx.Module` (called
+            on a batch), or a pair `(init, apply)` of functions, `init(key)` or `init(key, x)` and `apply(parameters,
+            x)`, as plain JAX, Flax Linen and Haiku (`without_apply_rng`) give. The network is taken in inference
+            mode: dropout is off.
+        batched: whether the model is called on a batch; default: True for Flax NNX, False otherwise.
+        input_shape: shape of one example. Needed only to derive (and print) the limit before there is data.
+        trainable: booleans, a pytree prefix of the parameters: which of them train.
+        learning_rate: numbers, or the word "variance", a pytree prefix of the parameters: the learning rate of each
+            entry. "variance", the default, is the entry's variance at initialisation (the NTK parameterisation), and 1
+            for a bias or a scale of zero variance.
+        init_stats: `{name: (mean, variance)}` for parameters whose initialiser cannot be read.
+        strict: refuse a model whose limit needs a remark (see `print(kernel)`), such as uniform weights at the input.
+
+    Returns:
+        A kernel: `kernel(x1, x2=None)` is the NTK Θ and `kernel.nngp(x1, x2=None)` the NNGP kernel K per output
+        coordinate, both `[n, m]`; `kernel.both(x1, x2)` gives (K, Θ) from one pass; `print(kernel)` and
+        `kernel.explain()` show what was derived.
+
+    All widths, that is all axes that weights contract other than the input's own, go to infinity; the traced width
+    only scales variances. Initialiser means and variances are read from the initialiser's own computation.
+
+    Raises:
+        InputError: the model is given in no known form.
+        UnsupportedModelError: (when traced) an operation or parameter has no infinite-width rule; it names the
+            operation, the line of the model and the way out.
+
+    References:
+        Jacot, Gabriel, Hongler 2018 (arXiv:1806.07572); Lee et al. 2018 (arXiv:1711.00165); Yang 2019
+        (arXiv:1902.04760) and 2020 (arXiv:2006.14548).
+    """
+    if batched is not None and not isinstance(batched, bool):
+        raise InputError(f"batched: expected True, False or None, got {batched!r}")
+    functions = open_model(model, batched)
+    shape = None if input_shape is None else tuple(int(length) for length in input_shape)
+    return LimitKernel(functions, Settings(trainable, learning_rate, init_stats, strict), shape)

@@ -1,0 +1,12 @@
+"""The end of an error message about an unknown name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def suggestion(name: str, existing: Iterable[str]) -> str:
+    """ "; did you mean 'b'? (known: a, b, c)"."""
+    known = sorted(existing)
+    close = difflib.get_close_matches(name, known, n=1)
+    guess = f"; did you mean '{close[0]}'?" if close else ":"
+    return f"{guess} known are {', '.join(known)}"

@@ -1,0 +1,20 @@
+"""Strict session: warnings are errors, and arrays of different rank never broadcast silently."""
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_platforms", "cpu")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def global_precision_is_untouched():
+    """No test and no code under test may flip JAX's global precision flag."""
+    yield
+    assert not jax.config.jax_enable_x64
