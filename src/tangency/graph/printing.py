@@ -11,18 +11,21 @@ from .graph import Graph
 from .known import Apply, Constant, Input, Known, WidthSum, is_number
 from .signal import DenseLeaf, Factor, Leaf, ParameterLeaf, Segment, SumLeaf, Term
 
+MANY = 60
+"""Formulas longer than this are named rather than written out."""
+
 _INFIX = {"add": "+", "sub": "−", "mul": "·", "div": "/"}
 _TRANSPARENT = {"reshape", "broadcast_in_dim", "squeeze", "convert_element_type", "copy", "transpose", "slice"}
 
 
 def number(value: float) -> str:
-    """A number as people write it: 1/3 where that is exact to rounding, else six digits."""
-    if not isfinite(value):
-        return str(value)
+    """A number as people write it: 0.25 and 1/3 where those are exact to rounding, else six digits."""
+    short = f"{value:.4g}"
+    if not isfinite(value) or float(short) == value:
+        return short.replace("-", "−")
     fraction = Fraction(value).limit_denominator(9999)
-    if fraction.denominator > 1 and abs(float(fraction) - value) <= 1e-14 * abs(value) and fraction.numerator < 100:
-        return f"{fraction.numerator}/{fraction.denominator}"
-    return f"{value:.6g}".replace("-", "−")
+    exact = abs(float(fraction) - value) <= 1e-14 * abs(value) and abs(fraction.numerator) < 100
+    return (str(fraction) if exact else f"{value:.6g}").replace("-", "−")
 
 
 @dataclass
@@ -81,10 +84,6 @@ class Printer:
     def function_name(self, function: Elementwise) -> str:
         return self.functions[function.program]
 
-    def formula(self, function: Elementwise) -> str:
-        """The function of u, written out."""
-        return self._program(function, "u")
-
     def factor(self, factor: Factor, prime: str = "") -> str:
         leaf = self.leaf(factor.leaf) + prime
         if factor.function.is_identity:
@@ -132,34 +131,44 @@ class Printer:
     def _expectation(self, body: str) -> str:
         return rf"\mathbb{{E}}[{body}]" if self.latex else f"E[{body}]"
 
-    def _program(self, function: Elementwise, variable: str) -> str:
-        results: list[str] = []
 
-        def text(operand: Operand) -> str:
-            match operand:
-                case Result(index):
-                    return variable if index < 0 else results[index]
-                case Parameter(index):
-                    parameter = function.parameters[index] if index < len(function.parameters) else None
-                    return self.known_names.get(parameter, f"p{index}") if parameter is not None else f"p{index}"
-                case bool():
-                    return str(operand)
-                case _:
-                    return number(operand)
+def formula(function: Elementwise, known_names: dict[Known, str] | None = None, variable: str = "u") -> str:
+    """The function written out, with Known parameters by name (p0, p1, … if they have none)."""
+    results: list[str] = []
 
-        for step in function.steps:
-            operands = [text(operand) for operand in step.operands]
-            if isinstance(step.operation, Derivative):
-                results.append(f"({self._program(step.operation.function, variable)})′")
-            elif step.operation.name == "integer_pow":
-                results.append(f"{operands[0]}^{step.operation.parameters['y']}")
-            elif step.operation.name in _INFIX:
-                results.append(f"({operands[0]} {_INFIX[step.operation.name]} {operands[1]})")
-            elif step.operation.name in _TRANSPARENT:
-                results.append(operands[0])
-            else:
-                results.append(f"{step.operation.name}({', '.join(operands)})")
-        return results[-1] if results else variable
+    def text(operand: Operand) -> str:
+        match operand:
+            case Result(index):
+                return variable if index < 0 else results[index]
+            case Parameter(index):
+                parameters = function.parameters
+                name = (known_names or {}).get(parameters[index]) if index < len(parameters) else None
+                return name or f"p{index}"
+            case bool():
+                return str(operand)
+            case _:
+                return number(operand)
+
+    for step in function.steps:
+        operands = [text(operand) for operand in step.operands]
+        name = step.operation.name
+        if isinstance(step.operation, Derivative):
+            results.append(f"({formula(step.operation.function, known_names, variable)})′")
+        elif name == "integer_pow":
+            results.append(f"{operands[0]}^{step.operation.parameters['y']}")
+        elif name in _INFIX and len(operands) == 2:
+            results.append(f"({operands[0]} {_INFIX[name]} {operands[1]})")
+        elif name in _TRANSPARENT:
+            results.append(operands[0])
+        else:
+            results.append(f"{name}({', '.join(operands)})")
+    return results[-1] if results else variable
+
+
+def short_name(function: Elementwise) -> str:
+    """The function's label, or its formula where that is short."""
+    written = function.label or formula(function)
+    return written if len(written) <= MANY else "φ"
 
 
 def definition(printer: Printer, leaf: Leaf) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import isclose
+
 from ..errors import InputError
 from ..graph.graph import Graph
 from ..graph.known import Constant, Known
-from ..graph.printing import Printer, definition, statistics
+from ..graph.printing import Printer, definition, formula, statistics
 from ..graph.signal import DenseLeaf, Factor, Leaf, ParameterLeaf, Segment, SumLeaf, Term
 from .recursion import analysed
 
@@ -33,7 +35,7 @@ def _where(printer: Printer) -> list[str]:
     """The Known numbers and the functions that the formulas name."""
     lines = [f"  {name} = {printer.known(known)}" for known, name in printer.known_names.items()]
     for function, name in printer.functions.items():
-        lines.append(f"  {name}(u) = {printer.formula(function)}; {analysed(function).describe()}")
+        lines.append(f"  {name}(u) = {formula(function, printer.known_names)}; {analysed(function).describe()}")
     return lines
 
 
@@ -138,7 +140,7 @@ class _Writer:
 
     def _scaled_text(self, factor: float, body: str) -> str:
         body = f"({body})" if " + " in body else body
-        return body if factor == 1.0 else f"{self.printer.number(factor)}{self.printer.dot}{body}"
+        return body if isclose(factor, 1.0, rel_tol=1e-14) else f"{self.printer.number(factor)}{self.printer.dot}{body}"
 
     def _expect(self, body: str) -> str:
         return rf"\mathbb{{E}}\left[{body}\right]" if self.latex else f"E[{body}]"

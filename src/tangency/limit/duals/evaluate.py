@@ -15,7 +15,7 @@ _ONE = Span((Term(1.0),))
 
 def mean(f: Activation, a: Array, params: tuple = ()) -> Array:
     """E[f(u)], u ~ N(0, a). Scalars in, a scalar out; at a = 0 the function's own value at 0."""
-    a, params = _numbers(a, params=_checked(f, params))
+    a, params = _numbers("mean", a, _checked(f, params))
     zero = a <= 0
     safe = jnp.where(zero, 1.0, a)
     if f.span is not None:
@@ -27,7 +27,7 @@ def mean(f: Activation, a: Array, params: tuple = ()) -> Array:
 
 def product_mean(f: Activation, g: Activation, a: Array, f_params: tuple = (), g_params: tuple = ()) -> Array:
     """E[f(u) g(u)], u ~ N(0, a): the diagonal of the dual, by formula or direct quadrature, never by a series."""
-    (a, f_params), g_params = _numbers(a, params=_checked(f, f_params)), _checked(g, g_params)
+    (a, f_params), g_params = _numbers("product_mean", a, _checked(f, f_params)), _checked(g, g_params)
     g_params = tuple(jnp.asarray(p, a.dtype) for p in g_params)
     zero = a <= 0
     safe = jnp.where(zero, 1.0, a)
@@ -57,7 +57,7 @@ def dual(
     with f's own value at 0, and likewise for b. Rounding may take |c| a little beyond √(ab). Derivatives are those
     of Price's theorem, ∂/∂c = E[f'(u) g'(v)]; an infinite one (jumps of f and g at c = ±√(ab)) comes out finite.
     """
-    dtype = _float_type(a, b, c)
+    dtype = _float_type("dual", a, b, c)
     a, b, c = (jnp.asarray(x, dtype) for x in (a, b, c))
     f_params = tuple(jnp.asarray(p, dtype) for p in _checked(f, f_params))
     g_params = tuple(jnp.asarray(p, dtype) for p in _checked(g, g_params))
@@ -88,13 +88,18 @@ def series_order(f: Activation, g: Activation, order: int | None) -> int:
     return order
 
 
-def _float_type(*numbers):
+def _float_type(name: str, *numbers):
+    if any(jnp.ndim(x) for x in numbers):
+        shapes = ", ".join(str(jnp.shape(x)) for x in numbers)
+        raise InputError(
+            f"{name}: variances and covariance must be scalars, got shapes {shapes}; lift it with jax.vmap."
+        )
     dtype = jnp.result_type(*numbers)
     return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
 
 
-def _numbers(a, *, params):
-    dtype = _float_type(a)
+def _numbers(name: str, a, params):
+    dtype = _float_type(name, a)
     return jnp.asarray(a, dtype), tuple(jnp.asarray(p, dtype) for p in params)
 
 

@@ -1,0 +1,245 @@
+"""What has no rule is refused: the operation, the user's own line, the reason and the way out."""
+
+import inspect
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tangency import limit
+from tangency.errors import InputError, UnsupportedModelError
+
+
+def network(apply, *, batched=False, init=None, **shapes):
+    shapes = shapes or {"w": (16, 4), "v": (2, 16)}
+
+    def default(key):
+        keys = jax.random.split(key, len(shapes))
+        return {
+            name: jax.random.normal(k, shape) / np.sqrt(shape[-1])
+            for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+
+    return limit((init or default, apply), batched=batched)
+
+
+@jax.custom_jvp
+def straight_through(u):
+    return jnp.sign(u)
+
+
+@straight_through.defjvp
+def _(primals, tangents):
+    return straight_through(primals[0]), tangents[0]
+
+
+@jax.custom_vjp
+def clipped_gradient(u):
+    return u
+
+
+clipped_gradient.defvjp(lambda u: (u, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
+
+
+def weight_and_transpose(p, x):
+    return p["v"] @ (p["w"] @ (p["w"].T @ (p["w"] @ x)))
+
+
+def softmax(p, x):
+    return p["v"] @ jax.nn.softmax(p["w"] @ x)
+
+
+def two_gaussians(p, x):
+    return p["v"] @ jnp.tanh(jax.nn.relu(p["w"] @ x) + p["u"] @ x)
+
+
+def scalar_scale(p, x):
+    return p["v"] @ (p["s"] * (p["w"] @ x))
+
+
+def loop(p, x):
+    return p["v"] @ jax.lax.fori_loop(0, 3, lambda _, h: jnp.tanh(h), p["w"] @ x)
+
+
+def straight(p, x):
+    return p["v"] @ straight_through(p["w"] @ x)
+
+
+def clipped(p, x):
+    return p["v"] @ clipped_gradient(p["w"] @ x)
+
+
+def stopped(p, x):
+    return p["v"] @ jax.lax.stop_gradient(p["w"] @ x)
+
+
+def low_rank(p, x):
+    return p["v"] @ ((p["w"] @ p["u"].T) @ x)
+
+
+def shift_along_the_width(p, x):
+    return p["v"] @ jax.nn.relu(p["w"] @ x + jnp.arange(16.0))
+
+
+def fixed_mixing(p, x):
+    return p["v"] @ (np.eye(16)[::-1] @ (p["w"] @ x))
+
+
+def sorted_units(p, x):
+    return p["v"] @ jnp.sort(p["w"] @ x)
+
+
+def split_units(p, x):
+    return p["v"][:, :8] @ (p["w"] @ x)[:8]
+
+
+def heads(p, x):
+    return jnp.concatenate([p["v"] @ jnp.tanh(p["w"] @ x), p["v"] @ (p["w"] @ x)])
+
+
+def convolution(p, x):
+    return jax.lax.conv(x[None, None, :, None], p["w"][:, None, :, None], (1, 1), "SAME")[0, :, 0, 0]
+
+
+def rounded(p, x):
+    return p["v"] @ jnp.round(p["w"] @ x)
+
+
+CASES = [
+    (weight_and_transpose, "its transpose", {"w": (4, 4), "v": (2, 4)}),
+    (softmax, "return the logits", {}),
+    (two_gaussians, "2 different Gaussians", {"w": (16, 4), "u": (16, 4), "v": (2, 16)}),
+    (scalar_scale, "shared by all units", {"w": (16, 4), "v": (2, 16), "s": (1,)}),
+    (loop, "write the layers out", {}),
+    (straight, "straight-through estimator", {}),
+    (clipped, "straight-through estimator", {}),
+    (stopped, "trainable=", {}),
+    (low_rank, "multiplies two parameters", {"w": (16, 3), "u": (4, 3), "v": (2, 16)}),
+    (shift_along_the_width, "from unit to unit", {}),
+    (fixed_mixing, "fixed matrix", {}),
+    (sorted_units, "remove the sort", {}),
+    (split_units, "no rule for it", {}),
+    (heads, "different laws", {}),
+    (convolution, "Convolutions are not covered yet", {}),
+    (rounded, "no rule for it", {}),
+]
+
+
+@pytest.mark.parametrize(("apply", "message", "shapes"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_refusals_name_the_operation_the_line_and_the_way_out(apply, message, shapes):
+    with pytest.raises(UnsupportedModelError, match=message) as caught:
+        network(apply, **shapes)(np.ones((2, 4)))
+    error = caught.value
+    assert "\n" not in str(error)
+    assert error.advice
+    if error.operation != "the output":
+        lines, start = inspect.getsourcelines(apply)
+        assert error.source is not None
+        name, _, line = error.source.rpartition(":")
+        assert name.endswith("test_refusals.py")
+        assert start < int(line) < start + len(lines)
+
+
+def test_lines_inside_a_library_are_reported_as_the_users_call():
+    class Net(eqx.Module):
+        conv: eqx.nn.Conv1d
+
+        def __init__(self, key):
+            self.conv = eqx.nn.Conv1d(1, 8, 3, key=key)
+
+        def __call__(self, x):
+            return self.conv(x[None])[:, 0]
+
+    with pytest.raises(UnsupportedModelError, match=r"test_refusals\.py:\d+") as caught:
+        limit(Net)(np.ones((2, 4)))
+    line = inspect.getsourcelines(Net.__call__)[1] + 1
+    assert caught.value.source is not None
+    assert caught.value.source.endswith(f":{line}")
+
+
+def test_a_random_key_in_the_forward_pass_is_refused():
+    def init(key):
+        k1, k2 = jax.random.split(key)
+        return {"w": jax.random.normal(k1, (16, 4)), "key": k2}
+
+    def apply(p, x):
+        return p["w"] @ x + jax.random.normal(p["key"], (16,))
+
+    with pytest.raises(UnsupportedModelError, match="uses a random key in the forward pass"):
+        network(apply, init=init)(np.ones((2, 4)))
+
+
+def test_a_reused_key_is_refused_because_two_weights_are_then_equal():
+    def init(key):
+        return [jax.random.normal(key, (4, 4)), jax.random.normal(key, (4, 4))]
+
+    with pytest.raises(UnsupportedModelError, match="a random key was used twice"):
+        limit((init, lambda p, x: p[1] @ jnp.tanh(p[0] @ x)))(np.ones((2, 4)))
+
+
+def test_an_initialiser_that_cannot_be_read_asks_for_its_statistics():
+    def init(key):
+        k1, k2, k3 = jax.random.split(key, 3)
+        mask = jax.random.bernoulli(k3, 0.5, (16, 4))
+        return {"w": jax.random.normal(k1, (16, 4)) * mask, "v": jax.random.normal(k2, (2, 16)) / 4}
+
+    def apply(p, x):
+        return p["v"] @ (p["w"] @ x)
+
+    with pytest.raises(UnsupportedModelError, match=r"init_stats=\{'w': \(mean, variance\)\}"):
+        limit((init, apply))(np.ones((2, 4)))
+    x = np.arange(8.0).reshape(2, 4)
+    kernel = limit((init, apply), init_stats={"w": (0.0, 0.5)})
+    np.testing.assert_allclose(kernel.nngp(x), 0.5 * x @ x.T, rtol=1e-14)
+    with pytest.raises(InputError, match="init_stats: no parameter is called 'u'; there are v, w"):
+        limit((init, apply), init_stats={"u": (0.0, 0.5)})(x)
+
+
+@pytest.mark.parametrize(
+    ("mean", "variance", "message"),
+    [(0.3, 1.0, "has mean 0.3, not 0"), (0.0, 0.0, "starts at exactly zero")],
+)
+def test_weights_that_have_no_limit(mean, variance, message):
+    def init(key):
+        return mean + np.sqrt(variance) * jax.random.normal(key, (2, 4))
+
+    with pytest.raises(UnsupportedModelError, match=message):
+        limit((init, lambda p, x: p @ x))(np.ones((2, 4)))
+
+
+def test_a_zero_weight_with_a_learning_rate_has_a_limit(rng):
+    x = rng.normal(size=(3, 4))
+    kernel = limit((lambda key: jnp.zeros((2, 4)), lambda p, x: p @ x), learning_rate=0.25)
+    k, theta = kernel.both(x)
+    assert np.array_equal(k, np.zeros((3, 3)))
+    np.testing.assert_allclose(theta, 0.25 * x @ x.T, rtol=1e-14)
+
+
+def test_models_that_are_no_models():
+    network = eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
+    with pytest.raises(InputError, match="pass a function of a key"):
+        limit(network)
+    with pytest.raises(InputError, match="a pair must be"):
+        limit((lambda key: 0, None))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="expected a function key"):
+        limit(3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="the function returned float"):
+        limit(lambda key: 1.0)(np.ones((1, 4)))
+    with pytest.raises(InputError, match="does not depend on any trainable"):
+        limit((lambda key: {"w": jnp.zeros(2)}, lambda p, x: x))(np.ones((1, 4)))
+    with pytest.raises(InputError, match="expected one array of real numbers"):
+        limit((lambda key: jnp.zeros((2, 4)), lambda p, x: (p @ x, x)))(np.ones((1, 4)))
+    with pytest.raises(InputError, match="batched: expected True, False or None"):
+        limit(lambda key: network, batched=1)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="trainable: not a prefix"):
+        limit(lambda key: eqx.nn.MLP(4, 2, 8, 1, key=key), trainable={"w": True})(np.ones((1, 4)))
+
+
+def test_strict_refuses_what_print_would_remark_on():
+    make = lambda key: eqx.nn.MLP(4, 2, 8, 1, key=key)  # noqa: E731
+    kernel = limit(make, input_shape=(4,))
+    assert "uniform and applied to the input itself" in str(kernel)
+    with pytest.raises(UnsupportedModelError, match="uniform and applied to the input itself"):
+        limit(make, input_shape=(4,), strict=True)
