@@ -217,6 +217,49 @@ def test_a_zero_weight_with_a_learning_rate_has_a_limit(rng):
     np.testing.assert_allclose(theta, 0.25 * x @ x.T, rtol=1e-14)
 
 
+def test_a_custom_derivative_is_judged_by_itself_and_not_by_its_forward_pass():
+    """An identity with its true gradient, then one with a clipped gradient: the same forward program."""
+
+    @jax.custom_vjp
+    def honest(u):
+        return u
+
+    honest.defvjp(lambda u: (u, None), lambda _, g: (g,))
+
+    @jax.custom_vjp
+    def large_gradients_clipped(u):
+        return u
+
+    large_gradients_clipped.defvjp(lambda u: (u, None), lambda _, g: (jnp.clip(g, -5.0, 5.0),))
+    x = np.arange(8.0).reshape(2, 4)
+    kernel = network(lambda p, x: p["v"] @ honest(p["w"] @ x))
+    np.testing.assert_allclose(kernel.nngp(x), x @ x.T / 4, rtol=1e-14)
+    with pytest.raises(UnsupportedModelError, match="differs from the derivative of its own computation"):
+        network(lambda p, x: p["v"] @ large_gradients_clipped(p["w"] @ x))(x)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init_stats": {"w": 1.0}}, r"'w' needs \(mean, variance\)"),
+        ({"init_stats": {"w": (0.0, -1.0)}}, "variance at least 0"),
+        ({"learning_rate": "foo"}, "learning_rate: expected numbers"),
+        ({"learning_rate": -1.0}, "learning_rate: expected numbers of at least 0"),
+        ({"learning_rate": {"w": np.ones((16, 4)), "v": 1.0}}, "learning_rate: expected numbers"),
+        ({"trainable": "yes"}, "trainable: expected True or False"),
+        ({"input_shape": 4}, "input_shape: expected a tuple of integers"),
+        ({"input_shape": ("a",)}, "input_shape: expected a tuple of integers"),
+    ],
+)
+def test_bad_settings(settings, message):
+    def init(key):
+        k1, k2 = jax.random.split(key)
+        return {"w": jax.random.normal(k1, (16, 4)), "v": jax.random.normal(k2, (2, 16)) / 4}
+
+    with pytest.raises(InputError, match=message):
+        limit((init, lambda p, x: p["v"] @ (p["w"] @ x)), **settings)(np.ones((2, 4)))
+
+
 def test_models_that_are_no_models():
     network = eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
     with pytest.raises(InputError, match="pass a function of a key"):

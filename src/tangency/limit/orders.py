@@ -48,10 +48,13 @@ def required_order(graph: Graph, x1: np.ndarray, x2: np.ndarray | None, *, tange
     orders = []
     for use in plan.uses:
         values = np.concatenate([variances[use.u], variances[use.v]])
-        # Normalisers differ between examples: the one with the largest variance has the slowest series.
-        row = int(np.argmax(variances[use.u]))
-        f_params, g_params = (tuple(parameters[h][row]) for h in (use.f, use.g))
-        orders.append(_cached_order(use.f, use.g, values, f_params, g_params))
+        if use.f.parameters or use.g.parameters:
+            for row in _extremes(variances[use.u], parameters[use.f], parameters[use.g]):
+                f_params, g_params = tuple(parameters[use.f][row]), tuple(parameters[use.g][row])
+                there = np.array([variances[use.u][row], variances[use.v][row]])
+                orders.append(order_for(analysed(use.f), analysed(use.g), there, f_params, g_params))
+        else:
+            orders.append(order_for(analysed(use.f), analysed(use.g), np.array([values.min(), values.max()])))
     return max(orders) or None
 
 
@@ -59,8 +62,11 @@ def _starts(x: np.ndarray) -> range:
     return range(0, len(x), _CHUNK)
 
 
-def _cached_order(f: Elementwise, g: Elementwise, values: np.ndarray, f_params: Any, g_params: Any) -> int:
-    return order_for(analysed(f), analysed(g), np.array([values.min(), values.max()]), f_params, g_params)
+def _extremes(variances: np.ndarray, *parameters: np.ndarray) -> list[int]:
+    """The examples with the largest and smallest variance and parameters, in size and in units of the variance."""
+    columns = [variances, *(np.abs(p[:, k]) for p in parameters for k in range(p.shape[1]))]
+    columns += [column * np.sqrt(variances) for column in columns[1:]]
+    return sorted({int(row) for column in columns for row in (np.argmax(column), np.argmin(column))})
 
 
 def _plan(graph: Graph, tangent: bool) -> _Plan:

@@ -1,5 +1,6 @@
 """`tangency.limit`."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,5 +56,12 @@ def limit(
     if batched is not None and not isinstance(batched, bool):
         raise InputError(f"batched: expected True, False or None, got {batched!r}")
     functions = open_model(model, batched)
-    shape = None if input_shape is None else tuple(int(length) for length in input_shape)
+    shape = None if input_shape is None else _shape(input_shape)
     return LimitKernel(functions, Settings(trainable, learning_rate, init_stats, strict), shape)
+
+
+def _shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(length) for length in input_shape)
+    except TypeError:
+        raise InputError(f"input_shape: expected a tuple of integers such as (784,), got {input_shape!r}") from None

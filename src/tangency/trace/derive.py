@@ -133,14 +133,38 @@ def _training(made: Initialised, settings: Settings) -> tuple[tuple[bool, ...], 
     chosen = spread(settings.trainable, "trainable")
     rates = spread(settings.learning_rate, "learning_rate")
     still = [False] * len(jax.tree.leaves(made.state))
+    for value in chosen:
+        if not isinstance(value, bool | np.bool_):
+            raise InputError(f"trainable: expected True or False for each parameter, got {value!r}")
     trains = [bool(a) and bool(b) for a, b in zip(chosen, own, strict=True)] + still
-    return tuple(trains), tuple(None if r is None or r == VARIANCE else float(r) for r in [*rates, *still])
+    return tuple(trains), tuple(_rate(rate) for rate in [*rates, *still])
+
+
+def _rate(value: Any) -> float | None:
+    if value is None or (isinstance(value, str) and value == VARIANCE):
+        return None
+    rate = _number(value)
+    if rate is None or rate < 0:
+        raise InputError(f"learning_rate: expected numbers of at least 0, or {VARIANCE!r}, got {value!r}")
+    return rate
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None if it is not one."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) else None
 
 
 def _check_names(settings: Settings, names: Sequence[str]) -> None:
-    for name in settings.init_stats or {}:
+    for name, given in (settings.init_stats or {}).items():
         if name not in names:
             raise InputError(f"init_stats: no parameter is called '{name}'; there are {', '.join(names)}")
+        numbers = [_number(v) for v in given] if isinstance(given, tuple | list) else []
+        if len(numbers) != 2 or None in numbers or numbers[1] < 0:  # pyright: ignore[reportOptionalOperand]
+            raise InputError(f"init_stats: '{name}' needs (mean, variance), variance at least 0, got {given!r}")
 
 
 def _argument(
