@@ -7,7 +7,7 @@ import numpy as np
 from jax import numpy
 from networks import CASES, KINDS, examples
 from neural_tangents import stax
-from timing import answer, first_and_median, peak_bytes, seconds
+from timing import answer, cost, peak_bytes, seconds
 
 ASKED = {"nngp": "nngp", "ntk": "ntk", "both": ("nngp", "ntk")}
 
@@ -24,8 +24,8 @@ def main() -> None:
     before, kinds = peak_bytes(), {}
     for kind in KINDS:
         first = seconds(lambda kind=kind: evaluate(kind))
-        _, run = first_and_median(lambda kind=kind: evaluate(kind))
-        kinds[kind] = {"compile_s": first - run, "run_s": run, "memory_bytes": peak_bytes() - before}
+        run = cost(lambda kind=kind: evaluate(kind))
+        kinds[kind] = run | {"compile_s": first - run["run_s"], "memory_bytes": peak_bytes() - before}
     answer({"kinds": kinds, "sample": evaluate("both")[:, :50, :50].tolist()})
 
 

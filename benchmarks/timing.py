@@ -17,9 +17,14 @@ def seconds(action: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def first_and_median(action: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds of the first call, and the median of five further calls."""
-    return seconds(action), statistics.median(seconds(action) for _ in range(REPEATS))
+def cost(action: Callable[[], Any]) -> dict[str, float]:
+    """Medians of five calls: seconds on the clock, and seconds of processor time in all threads."""
+    clock, processor = [], []
+    for _ in range(REPEATS):
+        start = time.process_time()
+        clock.append(seconds(action))
+        processor.append(time.process_time() - start)
+    return {"run_s": statistics.median(clock), "cpu_s": statistics.median(processor)}
 
 
 def peak_bytes() -> int:

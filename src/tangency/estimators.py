@@ -164,11 +164,12 @@ class NTKClassifier(ClassifierMixin, _InfiniteWidthEstimator):
         self.leave_one_out_score_ = None if left_out is None else accuracy_score(labels, left_out.argmax(axis=1))
         return self
 
-    def decision_function(self, X: Inputs) -> Float[np.ndarray, "n C"]:
-        """One score per class, in the order of `classes_`, two classes included."""
-        return self._mean(self._new_data(X))
+    def decision_function(self, X: Inputs) -> np.ndarray:
+        """One score per class, `[n, C]` in the order of `classes_`; for two classes that of the second, `[n]`."""
+        scores = self._mean(self._new_data(X))
+        return scores[:, 1] if len(self.classes_) == 2 else scores
 
     def predict(self, X: Inputs) -> np.ndarray:
         """The label with the largest score, `[n]`."""
-        scores = self.decision_function(X)
+        scores = self._mean(self._new_data(X))
         return self.classes_[scores.argmax(axis=1)]

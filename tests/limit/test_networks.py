@@ -372,3 +372,31 @@ def test_hundred_layers_stay_finite_and_positive(rng):
         assert np.all(np.isfinite(matrix))
         assert np.linalg.eigvalsh(matrix).min() > -1e-12 * np.trace(matrix)
     np.testing.assert_allclose(np.diag(k), 2 / 5 * (x**2).sum(1), rtol=1e-12)
+
+
+class LinenNormalised(linen.Module):
+    """BatchNorm in inference form: running statistics are state, not parameters."""
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.BatchNorm(use_running_average=True, use_scale=False, use_bias=False)(x)
+        return linen.Dense(2)(linen.relu(linen.Dense(64)(x)))
+
+
+def test_state_in_single_precision_is_a_constant(data):
+    module = LinenNormalised()
+    x, y = (part / np.sqrt(1 + 1e-5) for part in data)
+    expected = State.inputs(x, y).dense(0.2, 0.0, 0.2, 1.0).act(relu_dual).dense(**FLAX_RELU)
+    check(limit((module.init, module.apply)), data, expected)
+
+
+def test_a_known_mask_selects_linearly(data):
+    """where(mask, relu(u), 0) keeps half of the units; where(x > 0, u, 0) depends on the example."""
+    mask = np.arange(64) % 2 == 0
+    s = State.inputs(*data).dense(0.2).act(relu_dual)
+    kernel = limit(pair(lambda p, x: p["v"] @ jnp.where(mask, jax.nn.relu(p["w"] @ x), 0.0), w=(64, 5), v=(1, 64)))
+    check(kernel, data, State(s.k / 2, None, None, (s.k + s.theta) / 2))
+    x, y = data
+    shared = (x > 0).astype(float) @ (y > 0).T / 5
+    kernel = limit(pair(lambda p, x: p["v"] @ jnp.where(x > 0, p["w"] @ x, 0.0), w=(5, 5), v=(1, 5)))
+    check(kernel, data, State(shared * (x @ y.T) / 5, None, None, 2 * shared * (x @ y.T) / 5))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tangency import limit
-from tangency.errors import InputError, UnsupportedModelError
+from tangency.errors import AccuracyError, InputError, UnsupportedModelError
 
 
 def network(apply, *, batched=False, init=None, **shapes):
@@ -107,7 +107,28 @@ def rounded(p, x):
     return p["v"] @ jnp.round(p["w"] @ x)
 
 
+def sum_that_is_no_average(p, x):
+    return jnp.sum(p["s"] * jax.nn.relu(p["w"] @ x))[None] + p["b"]
+
+
+def root_of_width_scaling(p, x):
+    gate = jnp.dot(p["w"] @ x, p["u"] @ x) / np.sqrt(16)
+    return p["v"] @ (gate * (p["w"] @ x))
+
+
+def threshold_along_the_width(p, x):
+    return p["v"] @ jnp.maximum(p["w"] @ x, np.linspace(-1, 1, 16))
+
+
+def weight_as_bias(p, x):
+    return p["s"] @ jax.nn.relu(p["w"] @ x + p["s"])
+
+
 CASES = [
+    (sum_that_is_no_average, "not divided by 16", {"w": (16, 4), "s": (16,), "b": (1,)}),
+    (root_of_width_scaling, "not divided by 16", {"w": (16, 4), "u": (16, 4), "v": (2, 16)}),
+    (threshold_along_the_width, "from unit to unit", {}),
+    (weight_as_bias, "both as a weight and entry by entry", {"w": (16, 4), "s": (16,)}),
     (weight_and_transpose, "its transpose", {"w": (4, 4), "v": (2, 4)}),
     (softmax, "return the logits", {}),
     (two_gaussians, "2 different Gaussians", {"w": (16, 4), "u": (16, 4), "v": (2, 16)}),
@@ -236,6 +257,24 @@ def test_a_custom_derivative_is_judged_by_itself_and_not_by_its_forward_pass():
     np.testing.assert_allclose(kernel.nngp(x), x @ x.T / 4, rtol=1e-14)
     with pytest.raises(UnsupportedModelError, match="differs from the derivative of its own computation"):
         network(lambda p, x: p["v"] @ large_gradients_clipped(p["w"] @ x))(x)
+
+
+def test_examples_that_meet_in_a_batch_are_refused():
+    with pytest.raises(UnsupportedModelError, match="depends on the others in the batch"):
+        network(lambda p, x: jax.nn.relu((x - x.mean(0, keepdims=True)) @ p["w"].T) @ p["v"].T, batched=True)(
+            np.ones((2, 4))
+        )
+
+
+def test_a_far_kink_is_seen():
+    """clip(u, −100, 100) is u on any usual grid; at variance 4·10⁴ it is not."""
+    x = 100.0 * np.eye(4)[:2] * 2
+    kernel = network(lambda p, x: p["v"] @ jnp.clip(p["w"] @ x, -100.0, 100.0))
+    try:
+        k = kernel.nngp(2 * x)
+    except AccuracyError:
+        return
+    assert np.all(np.diag(k) < 100.0**2)
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,16 @@ ELEMENTWISE = frozenset((
 
 @dataclass(frozen=True)
 class PendingWidth:
-    """A factor width**power that a sum over the width has left and that no 1/width has met yet."""
+    """A factor width**power that a sum over the width has left and that no 1/width has met yet.
+
+    Until then the sum also fluctuates, by the central limit theorem. `settled` says that this no longer matters (as in
+    a norm, whose mean outgrows its fluctuations); `zero_mean` that the fluctuations are all there is.
+    """
 
     width: int
     power: Fraction
+    settled: bool = False
+    zero_mean: bool = False
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ class Algebra:
         """
         size = next(o.size for o in operands if isinstance(o, Segment))
         leaf = _common_leaf(operation, operands, source)
+        if leaf is not None:
+            operands = [o if isinstance(o, Segment) else _one_number(o, operation, source) for o in operands]
         values = [_univariate(o, leaf, operation, source) if isinstance(o, Segment) else o for o in operands]
         if leaf is None:
             value = _known_result(operation, operands, size)
@@ -73,7 +75,7 @@ class Algebra:
         else:
             terms = [Term(ONE, (Factor(compose_program(operation, tuple(values)), leaf),))]
         for index, operand in enumerate(operands):
-            if isinstance(operand, Segment):
+            if isinstance(operand, Segment) and operation.name not in _FLAT and (operation.name, index) != _CONDITION:
                 terms += self._first_order(operation, index, operand, values, leaf, source)
         return self._normal(size, terms, source)
 
@@ -116,6 +118,13 @@ class Algebra:
         if key not in self._sums:
             self._sums[key] = SumLeaf(Segment(size, tuple(terms)), source=source)
         return self._sums[key]
+
+
+_FLAT = frozenset(
+    ("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "is_finite", "sign", "floor", "ceil", "round")
+)
+"""Operations with zero derivative, to which a zero-variance parameter contributes nothing."""
+_CONDITION = ("select_n", 0)
 
 
 def _coefficient_key(coefficient: Known) -> Any:
@@ -228,18 +237,31 @@ def _common_leaf(operation: Operation, operands: Sequence[Segment | Known], sour
     return next(iter(leaves), None)
 
 
+def _one_number(value: Known, operation: Operation, source: str | None) -> Known:
+    if not value.shape:
+        return value
+    number = value.scalar if isinstance(value, Constant) else None
+    if number is None:
+        raise _varies(operation, source)
+    return Constant.of(number)
+
+
+def _varies(operation: Operation, source: str | None) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"'{operation.name}'",
+        reason="its argument has a coefficient or shift that differs from unit to unit along the width",
+        advice="Put a dense layer between the varying array and the activation",
+        source=source,
+    )
+
+
 def _univariate(segment: Segment, leaf: Leaf | None, operation: Operation, source: str | None) -> Elementwise | Known:
     """The part of a segment without zero-variance parameters, as a function of its one leaf."""
     terms = [term for term in segment.terms if not term.degenerate]
     if leaf is None:
         return ZERO
     if any(term.varies for term in terms):
-        raise UnsupportedModelError(
-            f"'{operation.name}'",
-            reason="its argument has a coefficient or shift that differs from unit to unit along the width",
-            advice="Put a dense layer between the varying array and the activation",
-            source=source,
-        )
+        raise _varies(operation, source)
     if len(terms) == 1 and terms[0].factors and is_number(terms[0].coefficient, 1.0):
         return terms[0].factors[0].function
     return _linear_combination(terms)

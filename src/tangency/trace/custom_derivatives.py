@@ -40,8 +40,10 @@ def check_custom_derivative(equation: jex.JaxprEqn, inlined: jex.ClosedJaxpr, so
         return [literals[i] if i in literals else next(rest) for i in range(len(equation.invars))]
 
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        avals = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in one.invars]
-        program = jax.make_jaxpr(lambda *a: _pullback(declared, a, jax.numpy.ones_like))(*avals)
+        avals: list[Any] = [atom.aval for atom in one.invars]
+        program = jax.make_jaxpr(lambda *a: _pullback(declared, a, jax.numpy.ones_like))(
+            *[jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+        )
         text = f"{program} {inlined}"
         if text in _checked:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import jax
@@ -97,9 +98,35 @@ def _trace(functions: ModelFunctions, shape: tuple[int, ...], settings: Settings
             f"model {functions.name}: expected one array of real numbers as output, got "
             f"{[str(aval) for aval in jaxpr.out_avals]}"
         )
+    if batched:
+        parameters, state = jax.tree.unflatten(structure, [_sample(aval) for aval in initial.out_avals])
+        _call_user(
+            functions, shape, "be called", lambda: _refuse_mixed_batch(lambda x: made.call(parameters, state, x), shape)
+        )
     trains, rates = _training(made, settings)
     paths = [path for tree in (made.parameters, made.state) for path, _ in jax.tree.leaves_with_path(tree)]
     return _Traced(initial, jaxpr, tuple(map(_parameter_name, paths)), trains, rates)
+
+
+def _sample(aval: Any) -> Any:
+    """Some values for one array of the model."""
+    if jnp.issubdtype(aval.dtype, jax.dtypes.extended):
+        return jax.random.split(jax.random.key(0), max(1, prod(aval.shape)))[: prod(aval.shape)].reshape(aval.shape)
+    if not jnp.issubdtype(aval.dtype, jnp.floating):
+        return jnp.zeros(aval.shape, aval.dtype)
+    return jnp.asarray(0.5 + 0.1 * np.random.default_rng(0).standard_normal(aval.shape), aval.dtype)
+
+
+def _refuse_mixed_batch(call: Any, shape: tuple[int, ...]) -> None:
+    """Compare batches of one and two: a batch of one cannot show whether examples meet, as in BatchNorm's training."""
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((2, *shape)))
+    alone, together = np.asarray(call(x[:1]))[0], np.asarray(call(x))[0]
+    if not np.allclose(alone, together, rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise UnsupportedModelError(
+            "the batch axis",
+            reason="the output for one example depends on the others in the batch, so there is no kernel on pairs",
+            advice="Take averages over features, not over the batch; use BatchNorm with its running averages",
+        )
 
 
 def _call_user(functions: ModelFunctions, shape: tuple[int, ...], what: str, run: Any) -> Any:
@@ -135,7 +162,7 @@ def _training(made: Initialised, settings: Settings) -> tuple[tuple[bool, ...], 
     still = [False] * len(jax.tree.leaves(made.state))
     for value in chosen:
         if not isinstance(value, bool | np.bool_):
-            raise InputError(f"trainable: expected True or False for each parameter, got {value!r}")
+            raise InputError(f"trainable: expected True or False for each parameter, got {_shown(value)}")
     trains = [bool(a) and bool(b) for a, b in zip(chosen, own, strict=True)] + still
     return tuple(trains), tuple(_rate(rate) for rate in [*rates, *still])
 
@@ -145,8 +172,12 @@ def _rate(value: Any) -> float | None:
         return None
     rate = _number(value)
     if rate is None or rate < 0:
-        raise InputError(f"learning_rate: expected numbers of at least 0, or {VARIANCE!r}, got {value!r}")
+        raise InputError(f"learning_rate: expected numbers of at least 0, or {VARIANCE!r}, got {_shown(value)}")
     return rate
+
+
+def _shown(value: Any) -> str:
+    return f"an array of shape {value.shape}" if getattr(value, "shape", ()) else repr(value)
 
 
 def _number(value: Any) -> float | None:
@@ -164,7 +195,7 @@ def _check_names(settings: Settings, names: Sequence[str]) -> None:
             raise InputError(f"init_stats: no parameter is called '{name}'; there are {', '.join(names)}")
         numbers = [_number(v) for v in given] if isinstance(given, tuple | list) else []
         if len(numbers) != 2 or None in numbers or numbers[1] < 0:  # pyright: ignore[reportOptionalOperand]
-            raise InputError(f"init_stats: '{name}' needs (mean, variance), variance at least 0, got {given!r}")
+            raise InputError(f"init_stats: '{name}' needs (mean, variance), variance at least 0, got {_shown(given)}")
 
 
 def _argument(

@@ -15,6 +15,7 @@ from ..graph.known import Constant, Known, is_number
 from ..graph.signal import Factor, ParameterLeaf, ParameterStatistics, Segment, Signal, Term, of_leaf
 from .algebra import Algebra
 from .custom_derivatives import check_custom_derivative
+from .known import may_be_pending
 from .source import source_line
 from .values import Opaque, ParameterView, Value
 
@@ -76,7 +77,7 @@ class Interpreter:
     """Walks a jaxpr and gives every live variable a value."""
 
     algebra: Algebra = field(default_factory=Algebra)
-    roles: dict[ParameterStatistics, int] = field(default_factory=dict)
+    roles: dict[ParameterStatistics, int | None] = field(default_factory=dict)
     leaves: dict[tuple[ParameterStatistics, float], ParameterLeaf] = field(default_factory=dict)
 
     def run(self, jaxpr: jex.ClosedJaxpr, arguments: Sequence[Value], source: str | None = None) -> list[Value]:
@@ -98,6 +99,7 @@ class Interpreter:
 
     def parameter_segment(self, view: ParameterView, source: str | None) -> Segment:
         """A vector of parameters as a signal: its mean, and a zero-mean leaf that is one wherever it is used."""
+        self.claim(view.parameter, None, source)
         leaf = self.leaves.setdefault(
             (view.parameter, view.scale), ParameterLeaf(view.parameter, view.scale, source=source)
         )
@@ -106,6 +108,20 @@ class Interpreter:
         constant = mean if mean.scalar is None else Constant.of(mean.scalar)
         terms = () if is_number(constant, 0.0) else (Term(constant),)
         return Segment(size, (of_leaf(leaf), *terms))
+
+    def claim(self, parameter: ParameterStatistics, role: int | None, source: str | None) -> None:
+        """Note how a parameter is used: contracted along one of its axes, or (None) entry by entry."""
+        if self.roles.setdefault(parameter, role) != role:
+            both = role is None or self.roles[parameter] is None
+            raise UnsupportedModelError(
+                f"the parameter {parameter.name}",
+                reason="it is used both as a weight and entry by entry, so that the two are correlated"
+                if both
+                else "it is used together with its transpose, and their products do not become Gaussian however wide "
+                "the layer",
+                advice="Use a separate parameter in one of the two places",
+                source=source,
+            )
 
     def _interpret(self, equation: Equation) -> Sequence[Value]:
         if equation.name in _INLINED:
@@ -116,7 +132,20 @@ class Interpreter:
                     f"it uses {operand.what} in the forward pass",
                     "Trace the model in inference mode, without random keys or state",
                 )
+        self._check_pending(equation)
         return RULES.get(equation.name, RULES["default"])(self, equation)
+
+    def _check_pending(self, equation: Equation) -> None:
+        """A sum over a width is an average only with its 1/width; without it, it is one more Gaussian."""
+        known = [operand for operand in equation.operands if isinstance(operand, Known)]
+        loose = [k.pending for k in known if k.pending and not k.pending.settled]
+        all_known = len(known) == len(equation.operands)
+        if loose and not (all_known and may_be_pending(equation.name, known)):
+            raise equation.refuse(
+                f"it uses a sum over {loose[0].width} units that was not divided by {loose[0].width}; such a sum "
+                "stays random however wide the layer",
+                "Use jnp.mean, which divides after the sum, or write a contraction as a matrix product",
+            )
 
     def _inline(self, equation: Equation) -> Sequence[Value]:
         inner = equation.parameters[_INLINED[equation.name]]

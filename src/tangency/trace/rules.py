@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from math import prod
@@ -53,7 +54,7 @@ _ADVICE = {
 }
 
 
-@rule(*(ELEMENTWISE - {"add", "sub", "mul", "div", "neg", "convert_element_type", "copy"}))
+@rule(*(ELEMENTWISE - {"add", "sub", "mul", "div", "neg", "select_n", "convert_element_type", "copy"}))
 def nonlinear(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     """φ(s, …): a function of one Gaussian, composed with what is there already."""
     if equation.name in ("round", "rem") and not _all_known(equation):
@@ -67,6 +68,29 @@ def nonlinear(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
         return interpreter.algebra.compose(_operation(equation), operands, equation.source)
 
     return _elementwise(interpreter, equation, act)
+
+
+@rule("select_n")
+def select(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
+    """A choice by a Known mask is linear: (1 − mask) s + mask t. By the signal itself, it is a nonlinearity."""
+    which, *cases = equation.operands
+    if not isinstance(which, Known) or _all_known(equation) or len(cases) != 2:
+        return nonlinear(interpreter, equation)
+    mask = kn.as_number(which)
+    opposite = kn.add(kn.negate(mask), kn.ones_like(mask))
+    algebra, source = interpreter.algebra, equation.source
+
+    def act(operands: Sequence[Segment | Known]) -> Segment:
+        size = next(o.size for o in operands if isinstance(o, Segment))
+        first, second, *weights = operands
+        parts = []
+        for case, weight in zip((first, second), weights, strict=True):
+            assert isinstance(weight, Known)
+            segment = case if isinstance(case, Segment) else known_segment(case, size)
+            parts.append(algebra.scale(segment, weight, source))
+        return algebra.add(parts, source)
+
+    return _elementwise(interpreter, replace(equation, operands=(*cases, opposite, mask)), act)
 
 
 @rule("add", "sub", "neg", "mul", "div")
@@ -293,16 +317,17 @@ def width_sum(segments: tuple[Segment, ...]) -> Known:
     """Σ_c E[s_c], leaving out the terms that are odd in a zero-mean leaf."""
     kept = [Segment(s.size, tuple(t for t in s.terms if not _has_zero_mean(t))) for s in segments]
     kept = [segment for segment in kept if segment.terms]
-    if not kept:
-        return Constant.of(0.0)
-    size = sum(segment.size for segment in segments)
-    return WidthSum((), segments=tuple(kept), pending=PendingWidth(size, Fraction(1)) if size > 1 else None)
+    pending = PendingWidth(sum(segment.size for segment in segments), Fraction(1), zero_mean=not kept)
+    return WidthSum((), segments=tuple(kept), pending=pending)
 
 
 def _has_zero_mean(term: Term) -> bool:
-    if any(factor.function.is_identity for factor in term.degenerate):
-        return True
-    return len(term.random) == 1 and term.random[0].function.is_identity
+    """Whether some factor is a bare leaf that no other factor is correlated with."""
+    for factor in term.factors:
+        others = [other.leaf for other in term.factors if other is not factor]
+        if factor.function.is_identity and all(factor.leaf.roots.isdisjoint(leaf.roots) for leaf in others):
+            return True
+    return False
 
 
 @rule("dot_general")
@@ -351,12 +376,7 @@ def _check_contraction(
             f"the weight {view.parameter.name} gives several feature axes", "Use one weight matrix for each"
         )
     role = view.axes[mine[0]]
-    if role is not None and interpreter.roles.setdefault(view.parameter, role) != role:
-        raise equation.refuse(
-            f"the weight {view.parameter.name} is used together with its transpose, whose products do not become "
-            "Gaussian however wide the layer",
-            "Use a separate weight in one of the two places",
-        )
+    interpreter.claim(view.parameter, mine[0] if role is None else role, equation.source)
     before = len(batch[0])
     if not view_is_left:
         before += len([axis for axis in range(len(other.shape)) if axis not in (*theirs, *their_batch)])

@@ -80,6 +80,10 @@ def test_derivatives_are_those_of_automatic_differentiation(activation):
     straight_through = Activation(lambda u: u + jax.lax.stop_gradient(jnp.sign(u) - u))
     assert straight_through.describe() == "sign u"
     assert straight_through.derivative.describe() == "1"
+    custom = jax.custom_vjp(jnp.sign)
+    custom.defvjp(lambda u: (jnp.sign(u), None), lambda _, cotangent: (cotangent,))
+    assert Activation(custom).describe() == "sign u"
+    assert Activation(custom).derivative.describe() == "1"
 
 
 def test_activations_compare_by_identity():

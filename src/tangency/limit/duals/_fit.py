@@ -9,14 +9,16 @@ from ._terms import SIGN, Span, Term
 from ._watch import Features
 
 _TOLERANCE = 2e-12
+_FAR = np.geomspace(61.0, 1e9, 60)
+"""Where clip(u, −100, 100) stops being u: checked as far as the arithmetic of each basis reaches."""
 
 
 def fit_span(function: Callable[[np.ndarray], np.ndarray], kinks: tuple[float, ...], features: Features) -> Span | None:
-    """The first span that reproduces the function on two grids reaching |u| = 60, or None.
+    """The first span that reproduces the function on two grids, to |u| = 60 and to 1e9, or None.
 
     `function` maps float64 arrays to float64 arrays. On a narrower grid ReLU6 would pass for ReLU.
     """
-    first, second = _grid(1), _grid(2)
+    first, second = _grid(1), np.concatenate([_grid(2), _FAR, -_FAR])
     values, check = function(first), function(second)
     if not np.any(np.isfinite(values)) or not np.any(np.isfinite(check)):
         return None
@@ -126,7 +128,10 @@ def _agrees(span: Span, u: np.ndarray, values: np.ndarray) -> bool:
     with np.errstate(all="ignore"):
         parts = np.stack([term(u) for term in span.terms] or [np.zeros_like(u)], axis=1)
     usable = np.isfinite(values) & np.all(np.isfinite(parts), axis=1)
+    if any(term.frequency for term in span.terms):
+        usable &= np.abs(u) < 1e3
     if np.count_nonzero(usable) < 0.3 * len(u):
         return False
+    parts, values = parts[usable], values[usable]
     scale = np.sum(np.abs(parts), axis=1)
-    return bool(np.all(np.abs(np.sum(parts, axis=1) - values)[usable] <= _TOLERANCE * scale[usable] + 1e-300))
+    return bool(np.all(np.abs(np.sum(parts, axis=1) - values) <= _TOLERANCE * scale + 1e-300))

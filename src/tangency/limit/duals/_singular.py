@@ -8,6 +8,7 @@ enough for a short Hermite series, and E[s(u) s(v)] is a truncated bivariate nor
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -119,17 +120,27 @@ def singular_dual(f: Singular, f_coefficients, g: Singular, g_coefficients, a, b
     """E[s_f(u) s_g(v)] exactly, a, b > 0."""
     s = geometric_mean(a, b)
     c = clamp(c, -s, s)
-    d = determinant(a, b, c)
     p, q = 2.0 * f.window, 2.0 * g.window
-    a1, b1, c1, d1, n = tilt(p, q, a, b, c, d)
-    total = jnp.zeros_like(c)
-    for i, t in enumerate(f.breakpoints):
-        for j, r in enumerate(g.breakpoints):
-            mean_x = (-t * (1.0 + q * b) + q * c * r) / n
-            mean_y = (-r * (1.0 + p * a) + p * c * t) / n
-            height = jnp.exp(0.5 * (p * t * mean_x + q * r * mean_y))
-            x, y = f_coefficients[i], g_coefficients[j]
-            weights = [[p_m * q_n for q_n in y] for p_m in x]
-            table = truncated_moments(t == r == 0.0, (len(x), len(y)), mean_x, mean_y, a1, b1, c1, d1)
-            total = total + height * weighted_sum(weights, table)
+    *state, n = tilt(p, q, a, b, c, determinant(a, b, c))
+
+    def pair(t, r, x, y, centred):
+        mean_x = (-t * (1.0 + q * b) + q * c * r) / n
+        mean_y = (-r * (1.0 + p * a) + p * c * t) / n
+        height = jnp.exp(0.5 * (p * t * mean_x + q * r * mean_y))
+        weights = [[p_m * q_k for q_k in y] for p_m in x]
+        return height * weighted_sum(weights, truncated_moments(centred, (len(x), len(y)), mean_x, mean_y, *state))
+
+    total, rest = jnp.zeros_like(c), []
+    for t, x in zip(f.breakpoints, f_coefficients, strict=True):
+        for r, y in zip(g.breakpoints, g_coefficients, strict=True):
+            if t == r == 0.0:
+                total = total + pair(t, r, x, y, True)
+            else:
+                rest.append((t, r, x, y))
+    if rest:
+        # A loop, because the compiler takes long over each copy of the bivariate normal.
+        rows = jax.tree.map(lambda *values: jnp.stack([jnp.asarray(v, c.dtype) for v in values]), *rest)
+        total = jax.lax.scan(lambda sum_, row: (sum_ + pair(row[0], row[1], row[2], row[3], False), None), total, rows)[
+            0
+        ]
     return total / jnp.sqrt(n)

@@ -161,7 +161,7 @@ def truncated_moments(centred: bool, shape: tuple[int, int], mean_x, mean_y, a, 
 
 @truncated_moments.defjvp
 def _truncated_moments_jvp(centred, shape, primals, tangents):
-    mean_x, mean_y, a, b, c, d = primals
+    mean_x, mean_y, a, b, c, _ = primals
     dmean_x, dmean_y, da, db, dc, _ = tangents
     table, edge_x, edge_y, corner = _table(centred, shape, *primals)
 

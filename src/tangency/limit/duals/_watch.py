@@ -7,6 +7,7 @@ noting its operand, so that any spelling of a kink or of erf(βu) is seen alike.
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +143,7 @@ def breakpoints(watcher: Watcher, params: tuple[float, ...]) -> tuple[float, ...
     # An irrational offset keeps the grid off the round numbers where kinks usually are.
     grid = np.linspace(-_REACH, _REACH, 16001) + 1.0e-3 / math.pi
     values = watcher.values(grid, params)
-    found: list[float] = []
+    found: list[Any] = []
     for index, kind in enumerate(watcher.kinds):
         if kind != "crease":
             continue
@@ -150,7 +151,7 @@ def breakpoints(watcher: Watcher, params: tuple[float, ...]) -> tuple[float, ...
         finite = np.isfinite(x)
         crossing = np.flatnonzero(finite[1:] & finite[:-1] & (np.sign(x[1:]) != np.sign(x[:-1])))
         if len(crossing):
-            found += list(_bisect(watcher, index, grid[crossing], grid[crossing + 1], params))
+            found += _bisect(watcher, index, grid[crossing], grid[crossing + 1], params).tolist()
         size = np.where(finite, np.abs(x), np.inf)
         dips = np.flatnonzero((size[1:-1] < size[:-2]) & (size[1:-1] < size[2:])) + 1
         dips = dips[~np.isin(dips, crossing) & ~np.isin(dips, crossing + 1)]

@@ -82,7 +82,9 @@ class Activation:
         """The derivative by JAX's AD: that of sign is 0, that of ReLU a step, as in the model's own gradients."""
 
         def slope(u, *params):
-            return jax.jvp(lambda x: self.function(x, *params), (u,), (jnp.ones_like(u),))[1]
+            # Reverse mode, because it alone sees a custom_vjp (a straight-through estimator).
+            value, pull_back = jax.vjp(lambda x: self._elementwise(x, *params), u)
+            return pull_back(jnp.ones_like(value))[0]
 
         return Activation(slope, parameters=self.parameters, label=f"{self.label}′")
 

@@ -141,6 +141,6 @@ def _check_quadrature(activation: Activation, f: Numerical, variance: float, par
     error = abs(finer - total) / finer if finer > 0 else 0.0
     if not error <= 0.1 * TOLERANCE:
         raise AccuracyError(
-            f"Activation {activation.label} at variance {variance:.4g}: quadrature of its square leaves a relative error "
-            f"of {error:.1e}, above {0.1 * TOLERANCE:.0e}. Scale its input down, or use a function that varies less."
+            f"Activation {activation.label} at variance {variance:.4g}: quadrature of its square leaves a relative "
+            f"error of {error:.1e}, above {0.1 * TOLERANCE:.0e}. Scale its input down."
         )
