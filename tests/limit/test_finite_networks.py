@@ -101,17 +101,17 @@ def layer_norm(h: Any, scale: Any = 1.0, shift: Any = 0.0) -> Any:
 
 def relu_mlp_with_biases(n: int) -> Network:
     def hidden(p: Any, x: Any) -> Any:
-        for layer in ("1", "2", "3"):
+        for layer in ("1", "2"):
             x = jax.nn.relu(p["w" + layer] @ x + p["b" + layer])
         return x
 
-    biases = {f"b{i}": Entries((n,), 0.5) for i in (1, 2, 3)}
-    return Network(hidden, {"w1": weight(n, FEATURES), "w2": weight(n, n), "w3": weight(n, n)} | biases, n)
+    biases = {f"b{i}": Entries((n,), 0.5) for i in (1, 2)}
+    return Network(hidden, {"w1": weight(n, FEATURES), "w2": weight(n, n)} | biases, n)
 
 
 def uniform_hidden_weights(n: int) -> Network:
     def hidden(p: Any, x: Any) -> Any:
-        return jnp.tanh(p["m"] @ jnp.sin(p["w"] @ x))
+        return jax.lax.erf(p["m"] @ jnp.sin(p["w"] @ x))
 
     return Network(hidden, {"w": weight(n, FEATURES), "m": weight(n, n, uniform=True)}, n)
 
@@ -223,8 +223,8 @@ def random_scales_and_shifts(n: int) -> Network:
 
 
 NETWORKS = [
-    (relu_mlp_with_biases, 400),
-    (uniform_hidden_weights, 250),
+    (relu_mlp_with_biases, 300),
+    (uniform_hidden_weights, 200),
     (pre_norm_residual, 300),
     (norm_after_an_activation, 250),
     (shared_layer_at_different_scales, 200),
@@ -242,12 +242,12 @@ NETWORKS = [
 def test_finite_networks_have_the_limit_as_their_mean(make, draws, rng):
     network, x = make(WIDTH), rng.normal(size=(3, FEATURES))
     k, theta = limit((network.init(1), network.apply)).both(x)
-    check(k, nngp_estimate(network, x, draws))
-    check(theta, finite_kernels(network.init(1), network.apply, network.rates, x, draws)[1])
+    check(np.asarray(k), nngp_estimate(network, x, draws))
+    check(np.asarray(theta), finite_kernels(network.init(1), network.apply, network.rates, x, draws)[1])
 
 
 def test_the_deviation_from_the_limit_falls_like_one_over_the_root_of_the_width(rng):
-    x, draws, widths = rng.normal(size=(3, FEATURES)), 50, [64, 128, 256, 512, 1024]
+    x, draws, widths = rng.normal(size=(3, FEATURES)), 25, [64, 128, 256, 512, 1024]
     deviations = []
     for n in widths:
         network = Network(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from ..graph.elementwise import Elementwise
 from ..graph.graph import Graph
 from ..graph.signal import Leaf
+from .duals import Activation
 from .duals import required_order as order_for
 from .recursion import DualUse, Recursion, analysed
 
@@ -54,12 +56,17 @@ def required_order(graph: Graph, x1: np.ndarray, x2: np.ndarray | None, *, tange
                 there = np.array([variances[use.u][row], variances[use.v][row]])
                 orders.append(order_for(analysed(use.f), analysed(use.g), there, f_params, g_params))
         else:
-            orders.append(order_for(analysed(use.f), analysed(use.g), np.array([values.min(), values.max()])))
+            orders.append(_order_between(analysed(use.f), analysed(use.g), float(values.min()), float(values.max())))
     return max(orders) or None
 
 
 def _starts(x: np.ndarray) -> range:
     return range(0, len(x), _CHUNK)
+
+
+@lru_cache(maxsize=4096)
+def _order_between(f: Activation, g: Activation, smallest: float, largest: float) -> int:
+    return order_for(f, g, np.array([smallest, largest]))
 
 
 def _extremes(variances: np.ndarray, *parameters: np.ndarray) -> list[int]:
