@@ -1,7 +1,7 @@
 """Limits of whole networks against finite networks: many random draws, within four standard errors of their mean.
 
 Each standard error is at most one per cent of the kernel's diagonal, so that a wrong factor, a lost cross term or a
-branch wrongly taken for independent is seen. Everything is in float64 with fixed seeds.
+branch wrongly taken for independent is seen. Everything but the draws is in float64, with fixed seeds.
 """
 
 from collections.abc import Callable
@@ -47,8 +47,11 @@ class Network(NamedTuple):
         entries = self.parameters | {"v": weight(outputs, self.width)}
 
         def draw(key: Any, e: Entries) -> jax.Array:
-            law = jax.random.uniform(key, e.shape, minval=-(3**0.5), maxval=3**0.5) if e.uniform else None
-            return e.mean + e.deviation * (jax.random.normal(key, e.shape) if law is None else law)
+            if e.uniform:
+                edge = 3**0.5 * e.deviation
+                return jax.random.uniform(key, e.shape, jnp.float32, e.mean - edge, e.mean + edge)
+            # Drawing in float64 would take most of the time of these tests.
+            return e.mean + e.deviation * jax.random.normal(key, e.shape, jnp.float32)
 
         def initialise(key: Any) -> dict[str, jax.Array]:
             keys = jax.random.split(key, len(entries))
@@ -140,11 +143,11 @@ def norm_after_an_activation(n: int) -> Network:
 
 
 def shared_layer_at_different_scales(n: int) -> Network:
-    """One weight and one bias used three times; the tangent sums over all pairs of uses."""
+    """One weight and one bias used twice; the tangent sums over all pairs of uses."""
 
     def hidden(p: Any, x: Any) -> Any:
         h = jnp.tanh(p["w"] @ x)
-        for scale in (2.0, 0.5, -1.0):
+        for scale in (2.0, -0.5):
             h = jnp.tanh(scale * (p["m"] @ h) + p["b"])
         return h
 
@@ -247,12 +250,10 @@ def test_finite_networks_have_the_limit_as_their_mean(make, draws, rng):
 
 
 def test_the_deviation_from_the_limit_falls_like_one_over_the_root_of_the_width(rng):
-    x, draws, widths = rng.normal(size=(3, FEATURES)), 25, [64, 128, 256, 512, 1024]
+    x, draws, widths = rng.normal(size=(3, FEATURES)), 400, [64, 128, 256, 512, 1024]
     deviations = []
     for n in widths:
-        network = Network(
-            lambda p, x: jax.lax.erf(p["m"] @ jax.nn.relu(p["w"] @ x)), {"w": weight(n, FEATURES), "m": weight(n, n)}, n
-        )
+        network = Network(lambda p, x: jax.nn.relu(p["w"] @ x), {"w": weight(n, FEATURES)}, n)
         theta = limit((network.init(1), network.apply))(x)
         found = finite_kernels(network.init(1), network.apply, network.rates, x, draws)[1]
         spread = found.standard_error**2 * draws
