@@ -14,8 +14,8 @@ from ._singular import singular_part
 from ._terms import Span
 from ._watch import Features, Watcher, breakpoints, features
 
-# Parameters are scales such as inverse norms; kinks that stay put for these are taken to stay put.
-_SAMPLES = (1.0, 0.618, 1.732, 0.271, 2.414)
+# Parameters are scales such as inverse norms, or shifts of either sign; kinks that stay put for these are taken to.
+_SAMPLES = (1.0, -0.618, 1.732, -0.271, 2.414)
 
 
 class Activation:
@@ -70,7 +70,7 @@ class Activation:
 
     def _check_finite(self):
         u = jnp.asarray(np.random.default_rng(0).normal(size=301) * 3.0)
-        values = np.asarray(self._elementwise(u, *_SAMPLES[: self.parameters]))
+        values = np.asarray(self._elementwise(u, *np.abs(_SAMPLES[: self.parameters])))
         if not np.all(np.isfinite(values)):
             where = float(u[np.flatnonzero(~np.isfinite(values))[0]])
             raise NonFiniteError(
