@@ -400,3 +400,13 @@ def test_a_known_mask_selects_linearly(data):
     shared = (x > 0).astype(float) @ (y > 0).T / 5
     kernel = limit(pair(lambda p, x: p["v"] @ jnp.where(x > 0, p["w"] @ x, 0.0), w=(5, 5), v=(1, 5)))
     check(kernel, data, State(shared * (x @ y.T) / 5, None, None, 2 * shared * (x @ y.T) / 5))
+
+
+def test_a_product_written_twice_is_one_gaussian(data):
+    """|Wx| as (Wx)·sign(Wx), with the matrix product spelled out in both places."""
+    kernel = limit(pair(lambda p, x: p["v"] @ ((p["w"] @ x) * jnp.sign(p["w"] @ x)), w=(64, 5), v=(1, 64)))
+    s = State.inputs(*data).dense(0.2)
+    k1, k0 = relu_dual(s.k, s.a, s.b)
+    # |u| = 2 relu(u) − u and its derivative is 2 step(u) − 1.
+    k, slope = 4 * k1 - s.k, 4 * k0 - 1
+    check(kernel, data, State(k, None, None, k + slope * s.theta))

@@ -124,7 +124,18 @@ def weight_as_bias(p, x):
     return p["s"] @ jax.nn.relu(p["w"] @ x + p["s"])
 
 
+def centred_outputs(p, x):
+    y = p["v"] @ jax.nn.relu(p["w"] @ x)
+    return y - jnp.mean(y)
+
+
+def average_of_weighted_inputs(p, x):
+    return jnp.mean(p["s"] * x)[None] + p["b"]
+
+
 CASES = [
+    (centred_outputs, "the network's own outputs", {}),
+    (average_of_weighted_inputs, "over the input's own features", {"s": (4,), "b": (1,)}),
     (sum_that_is_no_average, "not divided by 16", {"w": (16, 4), "s": (16,), "b": (1,)}),
     (root_of_width_scaling, "not divided by 16", {"w": (16, 4), "u": (16, 4), "v": (2, 16)}),
     (threshold_along_the_width, "from unit to unit", {}),

@@ -62,8 +62,10 @@ def derive(functions: ModelFunctions, input_shape: Sequence[int], settings: Sett
         live = live_inputs(traced.forward.jaxpr)
         _refuse_reused_draws(traced, statistics, live)
         arguments = [_argument(traced, i, statistics[i], settings, live[i]) for i in range(len(traced.names))]
-        output = Interpreter().run(traced.forward, [*arguments, Input(shape)])[0]
-    graph = Graph(_check_output(output), shape, name=functions.name)
+        interpreter = Interpreter()
+        output = _check_output(interpreter.run(traced.forward, [*arguments, Input(shape)])[0])
+        interpreter.check_averages(output)
+    graph = Graph(output, shape, name=functions.name)
     parameters = [a.parameter for a in arguments if isinstance(a, ParameterView)]
     used = {root for leaf in graph.leaves for root in leaf.roots}
     unused = tuple(p for p in parameters if p not in used and p.learning_rate != 0.0)

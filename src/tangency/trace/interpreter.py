@@ -12,7 +12,18 @@ from jax.extend import core as jex
 
 from ..errors import UnsupportedModelError
 from ..graph.known import Constant, Known, is_number
-from ..graph.signal import Factor, ParameterLeaf, ParameterStatistics, Segment, Signal, Term, of_leaf
+from ..graph.signal import (
+    DenseLeaf,
+    Factor,
+    Leaf,
+    ParameterLeaf,
+    ParameterStatistics,
+    Segment,
+    Signal,
+    SumLeaf,
+    Term,
+    of_leaf,
+)
 from .algebra import Algebra
 from .custom_derivatives import check_custom_derivative
 from .known import may_be_pending
@@ -79,6 +90,8 @@ class Interpreter:
     algebra: Algebra = field(default_factory=Algebra)
     roles: dict[ParameterStatistics, int | None] = field(default_factory=dict)
     leaves: dict[tuple[ParameterStatistics, float], ParameterLeaf] = field(default_factory=dict)
+    products: dict[Any, DenseLeaf] = field(default_factory=dict)
+    averaged: list[tuple[frozenset[Leaf], Equation]] = field(default_factory=list)
 
     def run(self, jaxpr: jex.ClosedJaxpr, arguments: Sequence[Value], source: str | None = None) -> list[Value]:
         """The values of the jaxpr's outputs."""
@@ -108,6 +121,25 @@ class Interpreter:
         constant = mean if mean.scalar is None else Constant.of(mean.scalar)
         terms = () if is_number(constant, 0.0) else (Term(constant),)
         return Segment(size, (of_leaf(leaf), *terms))
+
+    def dense_leaf(self, view: ParameterView, segments: tuple[Segment, ...], source: str | None) -> DenseLeaf:
+        """W s, one leaf wherever the model forms it."""
+        key = (view.parameter, view.scale, tuple((segment.size, segment.terms) for segment in segments))
+        return self.products.setdefault(key, DenseLeaf(view.parameter, segments, view.scale, source=source))
+
+    def check_averages(self, output: Signal) -> None:
+        """The law of large numbers needs a width that grows: the network's outputs do not.
+
+        Raises:
+            UnsupportedModelError: some average runs over the outputs themselves.
+        """
+        finite = frozenset().union(*(width_leaves(segment) for segment in output.segments))
+        for leaves, equation in self.averaged:
+            if leaves & finite:
+                raise equation.refuse(
+                    "it sums or averages over the network's own outputs, whose number stays finite",
+                    "Put a dense layer after it, or leave the outputs as they are",
+                )
 
     def claim(self, parameter: ParameterStatistics, role: int | None, source: str | None) -> None:
         """Note how a parameter is used: contracted along one of its axes, or (None) entry by entry."""
@@ -155,6 +187,18 @@ class Interpreter:
             check_custom_derivative(equation.jaxpr_equation, closed, equation.source)
         results = self.run(closed, equation.operands, equation.source)
         return [_labelled(value, equation.parameters.get("name")) for value in results]
+
+
+def width_leaves(segment: Segment) -> frozenset[Leaf]:
+    """The leaves that run along a segment's own width, through sums down to weights and parameters."""
+    found: set[Leaf] = set()
+    stack = [segment]
+    while stack:
+        for leaf in (leaf for term in stack.pop().terms for leaf in term.leaves):
+            if leaf not in found:
+                found.add(leaf)
+                stack.extend([leaf.segment] if isinstance(leaf, SumLeaf) else [])
+    return frozenset(found)
 
 
 def constant_value(value: Any) -> Value:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..graph.graph import Graph
-from ..graph.known import Known, WidthSum
+from ..graph.known import Known
 from ..graph.signal import DenseLeaf, ParameterLeaf, ParameterStatistics, SumLeaf
 
 
@@ -53,7 +53,8 @@ def _on_shrinking_bias(leaf: SumLeaf) -> Iterator[tuple[str, str]]:
     leaves = [factor.leaf for term in leaf.segment.terms for factor in term.factors]
     variances = [inner.weight.variance for inner in leaves if isinstance(inner, DenseLeaf)]
     for inner in leaves:
-        if not isinstance(inner, ParameterLeaf) or inner.degenerate:
+        # A normal bias of that variance was chosen by hand; a fan-in rule draws uniformly, like its weight.
+        if not isinstance(inner, ParameterLeaf) or inner.degenerate or inner.parameter.distribution == "normal":
             continue
         if np.isclose(inner.parameter.variance, variances, rtol=1e-9).any():
             yield (
@@ -75,9 +76,5 @@ def _on_widths(graph: Graph) -> Iterator[tuple[str, str]]:
 
 
 def _on_output(graph: Graph) -> Iterator[tuple[str, str]]:
-    outputs = sum(segment.size for segment in graph.output.segments)
-    sizes = {sum(s.size for s in node.segments) for node in graph.known if isinstance(node, WidthSum)}
-    if outputs in sizes:
-        yield f"an average over {outputs} units", "as many as there are outputs; the limit takes them as many"
     if any(not factor.function.is_identity for term in graph.output.segments[0].terms for factor in term.random):
         yield "the output", "a nonlinear function of a Gaussian; the NNGP is its second moment, the NTK its mean"

@@ -14,7 +14,7 @@ from ..errors import UnsupportedModelError
 from ..graph.known import ELEMENTWISE, Constant, Known, Operation, PendingWidth, WidthSum
 from ..graph.signal import DenseLeaf, Segment, Signal, Term, of_leaf
 from . import known as kn
-from .interpreter import Equation, Interpreter, rule
+from .interpreter import Equation, Interpreter, rule, width_leaves
 from .values import ParameterView, Value, known_segment, width_axis
 
 SegmentRule = Callable[[Sequence[Segment | Known]], Segment]
@@ -310,11 +310,19 @@ def total(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     if operand.width is None or operand.width not in equation.parameters["axes"]:
         long_axes = [axis for axis, length in enumerate(equation.shape) if length != 1]
         return [Signal(equation.shape, long_axes[0] if long_axes else None, operand.segments)]
-    return [kn.reshape(width_sum(operand.segments), equation.shape)]
+    return [kn.reshape(width_sum(interpreter, equation, operand.segments), equation.shape)]
 
 
-def width_sum(segments: tuple[Segment, ...]) -> Known:
+def width_sum(interpreter: Interpreter, equation: Equation, segments: tuple[Segment, ...]) -> Known:
     """Σ_c E[s_c], leaving out the terms that are odd in a zero-mean leaf."""
+    leaves = frozenset().union(*(width_leaves(segment) for segment in segments))
+    random = any(term.random for segment in segments for term in segment.terms)
+    if random and not any(isinstance(leaf, DenseLeaf) for leaf in leaves):
+        raise equation.refuse(
+            "it sums random parameters over the input's own features, whose number stays finite",
+            "Write a contraction with a weight as a matrix product",
+        )
+    interpreter.averaged.append((leaves, equation))
     kept = [Segment(s.size, tuple(t for t in s.terms if not _has_zero_mean(t))) for s in segments]
     kept = [segment for segment in kept if segment.terms]
     pending = PendingWidth(sum(segment.size for segment in segments), Fraction(1), zero_mean=not kept)
@@ -348,7 +356,7 @@ def contract(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     size, free_axis = _check_contraction(interpreter, equation, view, other, view is left)
     segments = (known_segment(other, size),) if isinstance(other, Known) else other.segments  # pyright: ignore
     _check_weight(equation, view)
-    leaf = DenseLeaf(view.parameter, tuple(segments), view.scale, source=equation.source)
+    leaf = interpreter.dense_leaf(view, tuple(segments), equation.source)
     width = free_axis if free_axis is not None and equation.shape[free_axis] != 1 else None
     segment = Segment(1 if width is None else equation.shape[width], (of_leaf(leaf),))
     return [Signal(equation.shape, width, (segment,))]
@@ -410,4 +418,4 @@ def _inner_product(interpreter: Interpreter, equation: Equation, left: Signal, r
     ]
     if len(products) != len(left.segments):
         raise equation.refuse("the two signals are concatenated in different places", "Cut them alike")
-    return [kn.reshape(width_sum(tuple(products)), equation.shape)]
+    return [kn.reshape(width_sum(interpreter, equation, tuple(products)), equation.shape)]
