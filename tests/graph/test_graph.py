@@ -7,7 +7,6 @@ import pytest
 from tangency.graph import (
     IDENTITY,
     Constant,
-    DenseLeaf,
     Factor,
     Graph,
     Input,
@@ -17,7 +16,9 @@ from tangency.graph import (
     Signal,
     SumLeaf,
     Term,
+    WeightLeaf,
 )
+from tangency.graph.layout import Layout, Repeat, Width, refine
 from tangency.graph.printing import number
 from tangency.limit.explain import explain, summary
 from tangency.limit.recursion import Recursion
@@ -29,12 +30,12 @@ def linear_network():
     b = ParameterStatistics("b", (8,), 0.0, 0.0, None)
     v = ParameterStatistics("v", (1, 8), 0.0, 1 / 8, 1 / 8)
     x = Input((3,))
-    first = DenseLeaf(w, (Segment(3, (Term(x),)),))
+    first = WeightLeaf(w, (Segment(3, (Term(x),)),))
     bias = ParameterLeaf(b)
     one = Constant.of(1.0)
     total = SumLeaf(Segment(8, (Term(one, (Factor(IDENTITY, first),)), Term(one, (Factor(IDENTITY, bias),)))))
-    last = DenseLeaf(v, (Segment(8, (Term(one, (Factor(IDENTITY, total),)),)),))
-    output = Signal((1,), None, (Segment(1, (Term(one, (Factor(IDENTITY, last),)),)),))
+    last = WeightLeaf(v, (Segment(8, (Term(one, (Factor(IDENTITY, total),)),)),))
+    output = Signal(Layout(((),)), (Segment(1, (Term(one, (Factor(IDENTITY, last),)),)),))
     return Graph(output, (3,), name="by hand"), (first, bias, total, last)
 
 
@@ -70,11 +71,18 @@ def test_it_prints_its_recursion():
     assert latex.count("{") == latex.count("}")
 
 
-def test_a_signal_with_two_long_axes_is_not_a_signal():
-    with pytest.raises(ValueError, match="other long axes"):
-        Signal((2, 3), 1, (Segment(3, ()),))
+def test_a_signal_fits_its_layout():
+    with pytest.raises(ValueError, match="do not fit"):
+        Signal(Layout(((Repeat(2),), (Width(0, 3),))), (Segment(3, (), (2,)),))
     with pytest.raises(ValueError, match="do not fill a width of 3"):
-        Signal((3,), 0, (Segment(2, ()),))
+        Signal(Layout(((Width(0, 3),),)), (Segment(2, ()),))
+
+
+def test_axes_are_refined_where_their_cuts_agree():
+    assert refine([6], [2, 3]) == (2, 3)
+    assert refine([12], [2, 6], [4, 3]) == (2, 2, 3)
+    assert refine([6], [2, 3], [3, 2]) is None
+    assert refine([1]) == ()
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_tiles_give_what_one_block_gives(rng, monkeypatch):
     calls = []
     assemble = tiles.assemble
     module = sys.modules[type(RELU).__module__]
-    monkeypatch.setattr(module, "assemble", lambda *args, **kwargs: assemble(*args, **kwargs, tile=5))
+    monkeypatch.setattr(module, "assemble", lambda *args, **kwargs: assemble(*args, **{**kwargs, "tile": 5}))
     result = RELU.evaluate("both", x, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(i + 1, 15) for i in range(15)]  # 5 · 6 / 2 tiles: half of the matrix
     np.testing.assert_allclose(result, whole, rtol=1e-13)
@@ -161,7 +161,7 @@ def test_tiles_give_what_one_block_gives(rng, monkeypatch):
 
 def test_integer_inputs_and_lists_are_numbers():
     rows = [[1, 0, 2, 3], [0, 1, 1, 1]]
-    np.testing.assert_allclose(RELU(rows), RELU(np.array(rows, np.float64)), rtol=0)
+    np.testing.assert_allclose(RELU(rows), RELU(np.array(rows, np.float64)), rtol=1e-15)
 
 
 def test_large_variances_of_a_numerical_activation_are_refused_not_wrong(rng):

@@ -20,7 +20,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A Known number that may differ between examples, by its place in `Elementwise.parameters`."""
+    """A Known number that may differ between examples and positions, by its place in `Elementwise.parameters`."""
 
     index: int
 
@@ -138,7 +138,7 @@ def apply(operation: Operation, operands: tuple[Elementwise | Known, ...]) -> El
     def operand_of(value: Elementwise | Known) -> Operand:
         if isinstance(value, Elementwise):
             return embed(value)
-        if isinstance(value, Constant):
+        if isinstance(value, Constant) and not value.shape:
             number = value.value.reshape(-1)[0]
             return bool(number) if value.value.dtype == bool else float(number)
         return parameter(value)

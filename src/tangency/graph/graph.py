@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import jax
+import jax.numpy as jnp
+
 from .known import Apply, Known, WidthSum
 from .signal import Leaf, ParameterStatistics, Segment, Signal
 
@@ -17,6 +20,7 @@ class Graph:
     Attributes:
         output: the network's output, a random signal.
         input_shape: shape of one example.
+        integers: whether examples are integers (tokens).
         unused: trainable parameters that the output does not depend on.
         notes: what the reader must know about this limit (uniform weights at the first layer, …).
         name: the model's name, for people.
@@ -27,6 +31,11 @@ class Graph:
     unused: tuple[ParameterStatistics, ...] = ()
     notes: tuple[str, ...] = ()
     name: str = "model"
+    integers: bool = False
+
+    def example(self) -> jax.ShapeDtypeStruct:
+        """The shape and type of one example."""
+        return jax.ShapeDtypeStruct(self.input_shape, jnp.int32 if self.integers else jnp.float64)
 
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -67,6 +76,8 @@ class Graph:
 def children(node: Leaf | Known) -> Iterator[Leaf | Known]:
     """The nodes that a node is made from."""
     if isinstance(node, Leaf):
+        yield from node.bases
+        yield from node.indices
         for segment in node.inputs:
             yield from nodes(segment)
     elif isinstance(node, Apply):

@@ -36,13 +36,15 @@ class PendingWidth:
     """A factor width**power that a sum over the width has left and that no 1/width has met yet.
 
     Until then the sum also fluctuates, by the central limit theorem. `settled` says that this no longer matters (as in
-    a norm, whose mean outgrows its fluctuations); `zero_mean` that the fluctuations are all there is.
+    a norm, whose mean outgrows its fluctuations); `zero_mean` that the fluctuations are all there is. `positions`
+    counts those that were summed over as well.
     """
 
     width: int
     power: Fraction
     settled: bool = False
     zero_mean: bool = False
+    positions: int = 1
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,14 @@ class Apply(Known):
 
 @dataclass(frozen=True, eq=False)
 class WidthSum(Known):
-    """Σ_c E[s_c] over the width of a signal: by the law of large numbers what the sum itself converges to."""
+    """share · Σ_c E[s_c] over the width of a signal, one number for each position.
+
+    By the law of large numbers it is what the sum itself converges to; `share` is below one for a sum over a part of
+    the width.
+    """
 
     segments: tuple[Segment, ...] = field(kw_only=True)
+    share: float = field(default=1.0, kw_only=True)
 
 
 ONE = Constant.of(1.0)

@@ -9,7 +9,22 @@ from math import isfinite
 from .elementwise import Derivative, Elementwise, Operand, Parameter, Result
 from .graph import Graph
 from .known import Apply, Constant, Input, Known, WidthSum, is_number
-from .signal import DenseLeaf, Factor, Leaf, ParameterLeaf, Segment, SumLeaf, Term
+from .signal import (
+    CarryLeaf,
+    CopiesLeaf,
+    EmbeddingLeaf,
+    Factor,
+    Leaf,
+    LinearLeaf,
+    MergeLeaf,
+    ParameterLeaf,
+    Segment,
+    SelectLeaf,
+    StopLeaf,
+    SumLeaf,
+    Term,
+    WeightLeaf,
+)
 
 MANY = 60
 """Formulas longer than this are named rather than written out."""
@@ -174,27 +189,47 @@ def short_name(function: Elementwise) -> str:
 def definition(printer: Printer, leaf: Leaf) -> str:
     """What a leaf is, in one line of text."""
     match leaf:
-        case DenseLeaf():
+        case WeightLeaf():
             scale = "" if leaf.scale == 1.0 else f"{number(leaf.scale)}·"
             inner = printer.signal(leaf.input)
             inner = inner if inner.isidentifier() else f"[{inner}]" if not inner.startswith("[") else inner
-            return f"{scale}{leaf.weight.name} @ {inner}"
+            windows = [w for _, w in leaf.windows if not w.is_trivial]
+            sign = "∗" if windows else "@"
+            return f"{scale}{leaf.weight.name} {sign} {inner}"
         case ParameterLeaf():
             scale = "" if leaf.scale == 1.0 else f"{number(leaf.scale)}·"
             centred = f" − {number(leaf.parameter.mean)}" if leaf.parameter.mean not in (0.0,) else ""
             return f"{scale}({leaf.parameter.name}{centred})" if centred else f"{scale}{leaf.parameter.name}"
+        case EmbeddingLeaf():
+            scale = "" if leaf.scale == 1.0 else f"{number(leaf.scale)}·"
+            return f"{scale}{leaf.weight.name}[{printer.known(leaf.index)}]"
         case SumLeaf():
             return printer.segment(leaf.segment)
+        case LinearLeaf(window=window, matrix=matrix):
+            what = "Σ" if window is None and matrix is None else "windows" if matrix is None else "matrix"
+            return f"{what} over positions of [{printer.segment(leaf.segment)}]"
+        case SelectLeaf():
+            return f"{printer.leaf(leaf.leaf)} at chosen positions"
+        case MergeLeaf():
+            return f"{printer.leaf(leaf.leaf)}, positions merged"
+        case CopiesLeaf():
+            return f"{leaf.length} independent copies of {printer.leaf(leaf.leaf)}"
+        case CarryLeaf(loop=loop):
+            return f"the state before each of {loop.length} steps"
+        case StopLeaf():
+            return f"{printer.leaf(leaf.leaf)} without gradient"
     raise TypeError(f"no text for {type(leaf).__name__}")
 
 
 def statistics(leaf: Leaf) -> str:
     """The variances and learning rates behind a leaf, in one line of text."""
     match leaf:
-        case DenseLeaf(weight=weight, fan_in=fan_in, scale=scale):
+        case WeightLeaf(weight=weight, fan_in=fan_in, scale=scale):
             variance = f"σ_w² = {number(weight.variance * fan_in * scale**2)}"
             rate = "" if weight.rate == weight.variance else f", η·fan-in = {number(weight.rate * fan_in * scale**2)}"
             return f"{weight.distribution}, fan-in {fan_in}, {variance}{rate}"
+        case EmbeddingLeaf(weight=weight, scale=scale):
+            return f"{weight.distribution}, σ² = {number(weight.variance * scale**2)}"
         case ParameterLeaf(parameter=parameter, scale=scale):
             kind = "zero variance" if leaf.degenerate else parameter.distribution
             variance = "" if leaf.degenerate else f", σ_b² = {number(parameter.variance * scale**2)}"

@@ -1,12 +1,19 @@
-"""Random fields in normal form: sums of Known coefficients times univariate functions of random leaves."""
+"""Random fields in normal form: sums of Known coefficients times univariate functions of random leaves.
+
+A field lives over *positions* (pixels, tokens, time) and over a *width*, along which it is independent and identically
+distributed. Every leaf has axes of its own over positions; a factor says which axes of the field they are.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 
 from .elementwise import IDENTITY, Elementwise
 from .known import ONE, Known, is_number
+from .layout import Layout
+from .space import Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,7 +21,8 @@ class ParameterStatistics:
     """What the limit needs to know of one array of parameters.
 
     `variance` is that of one entry at initialisation, `learning_rate` that of one entry in training (None: a
-    zero-variance weight whose rate nobody gave).
+    zero-variance weight whose rate nobody gave). A piece of an array names the `whole` and the `interval` (axis, start,
+    stop) of it.
     """
 
     name: str
@@ -23,6 +31,8 @@ class ParameterStatistics:
     variance: float
     learning_rate: float | None
     distribution: str = "normal"
+    whole: ParameterStatistics | None = None
+    interval: tuple[int, int, int] | None = None
 
     @property
     def rate(self) -> float:
@@ -32,7 +42,7 @@ class ParameterStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """A zero-mean Gaussian, independent and identically distributed over the width.
+    """A random field, independent and identically distributed over the width, with zero mean where it is Gaussian.
 
     `source` is the line of the user's model that made it.
     """
@@ -45,24 +55,48 @@ class Leaf:
         raise TypeError(f"{type(self).__name__} is not a leaf")
 
     @property
+    def space(self) -> tuple[int, ...]:
+        """The lengths of its axes over positions."""
+        return ()
+
+    @property
     def inputs(self) -> tuple[Segment, ...]:
         """The signals it was made from."""
         return ()
 
+    @property
+    def bases(self) -> tuple[Leaf, ...]:
+        """The leaves it is a view of."""
+        return ()
+
+    @property
+    def indices(self) -> tuple[Known, ...]:
+        """The Known values that say how it is made: indices, matrices."""
+        return ()
+
+    @property
+    def gaussian(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True, eq=False)
 class ParameterLeaf(Leaf):
-    """A bias-like parameter less its mean, times `scale`; one entry for each place along the width.
+    """A bias-like parameter less its mean, times `scale`; one entry for each position and place along the width.
 
     With zero variance (a zero bias, a LayerNorm scale at 1) its value is 0 and only its tangent counts.
     """
 
     parameter: ParameterStatistics
     scale: float = 1.0
+    positions: tuple[int, ...] = ()
 
     @cached_property
     def roots(self) -> frozenset[ParameterStatistics]:
         return frozenset((self.parameter,))
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        return self.positions
 
     @property
     def degenerate(self) -> bool:
@@ -70,11 +104,11 @@ class ParameterLeaf(Leaf):
 
 
 @dataclass(frozen=True, eq=False)
-class DenseLeaf(Leaf):
-    """scale · W s: a weight contracted with the width of a signal, a Gaussian by the central limit theorem."""
+class EmbeddingLeaf(Leaf):
+    """scale · the rows of a parameter that Known indices pick, one row for each position."""
 
     weight: ParameterStatistics
-    input: tuple[Segment, ...]
+    index: Known
     scale: float = 1.0
 
     @cached_property
@@ -82,12 +116,73 @@ class DenseLeaf(Leaf):
         return frozenset((self.weight,))
 
     @property
+    def space(self) -> tuple[int, ...]:
+        return self.index.shape
+
+    @property
+    def indices(self) -> tuple[Known, ...]:
+        return (self.index,)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightLeaf(Leaf):
+    """scale · W s: a weight contracted with a signal, a Gaussian by the central limit theorem over the width.
+
+    Attributes:
+        weight: the weight, of mean zero.
+        input: the signal, in parts along its width.
+        scale: a number.
+        contracted: axes of the signal's positions that are summed over, each with weights of its own (flatten).
+        unshared: axes of the signal's positions where the weights are other ones at each position (locally connected).
+        windows: (axis, window) for each axis of positions along which the weight slides (convolution).
+        groups: into how many independent groups the width is cut; with one unit in a group (depthwise), the result
+            keeps the law of its input's products with the weight and is no Gaussian.
+    """
+
+    weight: ParameterStatistics
+    input: tuple[Segment, ...]
+    scale: float = 1.0
+    contracted: tuple[int, ...] = ()
+    unshared: tuple[int, ...] = ()
+    windows: tuple[tuple[int, Window], ...] = ()
+    groups: int = 1
+
+    @cached_property
+    def roots(self) -> frozenset[ParameterStatistics]:
+        own = frozenset((self.weight,))
+        return own if self.gaussian else own.union(*(segment.roots for segment in self.input))
+
+    @cached_property
+    def space(self) -> tuple[int, ...]:
+        windows = dict(self.windows)
+        lengths = enumerate(self.input[0].space)
+        return tuple(
+            windows[axis].output_length(length) if axis in windows else length
+            for axis, length in lengths
+            if axis not in self.contracted
+        )
+
+    @property
     def inputs(self) -> tuple[Segment, ...]:
         return self.input
 
     @property
-    def fan_in(self) -> int:
+    def gaussian(self) -> bool:
+        return not self.depthwise
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups > 1 and self.groups == self.width
+
+    @property
+    def width(self) -> int:
         return sum(segment.size for segment in self.input)
+
+    @property
+    def fan_in(self) -> int:
+        """How many products are summed for one unit."""
+        positions = prod(self.input[0].space[axis] for axis in self.contracted)
+        return self.width // self.groups * positions * prod(window.size for _, window in self.windows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,23 +196,178 @@ class SumLeaf(Leaf):
         return self.segment.roots
 
     @property
+    def space(self) -> tuple[int, ...]:
+        return self.segment.space
+
+    @property
     def inputs(self) -> tuple[Segment, ...]:
         return (self.segment,)
 
 
+@dataclass(frozen=True, eq=False)
+class LinearLeaf(Leaf):
+    """A linear map over positions of a random signal: a sum (`matrix` and `window` None), windowed sums, or a matrix.
+
+    The map acts on one `axis` of the signal's positions. The matrix is Known, of shape (*batch, out, in), where `batch`
+    names axes of the signal's positions. Gaussian where the signal is.
+    """
+
+    segment: Segment
+    axis: int
+    window: Window | None = None
+    matrix: Known | None = None
+    batch: tuple[int, ...] = ()
+
+    @cached_property
+    def roots(self) -> frozenset[ParameterStatistics]:
+        return self.segment.roots
+
+    @cached_property
+    def space(self) -> tuple[int, ...]:
+        lengths: list[int] = list(self.segment.space)
+        if self.window is not None:
+            lengths[self.axis] = self.window.output_length(lengths[self.axis])
+        elif self.matrix is not None:
+            lengths[self.axis] = self.matrix.shape[-2]
+        else:
+            del lengths[self.axis]
+        return tuple(lengths)
+
+    @property
+    def inputs(self) -> tuple[Segment, ...]:
+        return (self.segment,)
+
+    @property
+    def indices(self) -> tuple[Known, ...]:
+        return () if self.matrix is None else (self.matrix,)
+
+    @property
+    def gaussian(self) -> bool:
+        return self.segment.leaf is not None and self.segment.leaf.gaussian
+
+
+@dataclass(frozen=True, eq=False)
+class ViewLeaf(Leaf):
+    """A leaf seen through a rearrangement of its positions or of its width; no arithmetic."""
+
+    leaf: Leaf
+
+    @property
+    def roots(self) -> frozenset[ParameterStatistics]:
+        return self.leaf.roots
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        return self.leaf.space
+
+    @property
+    def bases(self) -> tuple[Leaf, ...]:
+        return (self.leaf,)
+
+    @property
+    def gaussian(self) -> bool:
+        return self.leaf.gaussian
+
+
+@dataclass(frozen=True, eq=False)
+class SelectLeaf(ViewLeaf):
+    """Positions picked along one axis by Known indices; the axis gives way to the axes of `index`."""
+
+    axis: int
+    index: Known
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        return (*self.leaf.space[: self.axis], *self.index.shape, *self.leaf.space[self.axis + 1 :])
+
+    @property
+    def indices(self) -> tuple[Known, ...]:
+        return (self.index,)
+
+
+@dataclass(frozen=True, eq=False)
+class MergeLeaf(ViewLeaf):
+    """`axes` of the positions, in that order, made into one, which comes last."""
+
+    axes: tuple[int, ...]
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        lengths = self.leaf.space
+        rest = [length for axis, length in enumerate(lengths) if axis not in self.axes]
+        return (*rest, prod(lengths[axis] for axis in self.axes))
+
+
+@dataclass(frozen=True, eq=False)
+class CopiesLeaf(ViewLeaf):
+    """Independent copies along a new last axis of positions: a piece of the width that is used as positions."""
+
+    length: int
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        return (*self.leaf.space, self.length)
+
+
+@dataclass(frozen=True, eq=False)
+class StopLeaf(ViewLeaf):
+    """The same random field, without a gradient."""
+
+
+@dataclass(eq=False)
+class Loop:
+    """A recurrence of `length` steps: what each of its `parts` of state is after a step, over all times at once."""
+
+    length: int
+    parts: int
+    parameters: frozenset[ParameterStatistics]
+    outputs: list[Segment] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class CarryLeaf(Leaf):
+    """A part of the state that the steps of a loop receive, over all times: zero first, then the step's own result."""
+
+    loop: Loop
+    part: int
+
+    @property
+    def roots(self) -> frozenset[ParameterStatistics]:
+        return self.loop.parameters
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        return (self.loop.length,)
+
+    @property
+    def gaussian(self) -> bool:
+        return False
+
+    @property
+    def inputs(self) -> tuple[Segment, ...]:
+        return tuple(self.loop.outputs)
+
+
 @dataclass(frozen=True)
 class Factor:
-    """φ(leaf)."""
+    """φ(leaf); the leaf's axis i runs along the field's axis `axes[i]`."""
 
     function: Elementwise
     leaf: Leaf
+    axes: tuple[int, ...] = ()
+
+    @property
+    def place(self) -> tuple[Leaf, tuple[int, ...]]:
+        """The random variable that the function is of."""
+        return self.leaf, self.axes
 
 
 @dataclass(frozen=True)
 class Term:
-    """coefficient · Π φ_i(leaf_i); the leaves differ.
+    """coefficient · Π φ_i(leaf_i); the leaves, or their axes, differ.
 
-    The coefficient is a number, of shape `()`, or varies over the width, `(size,)`.
+    The coefficient is a number, of shape `()`, or an array of shape (*positions, width), with length 1 along every axis
+    where it is constant.
     """
 
     coefficient: Known = ONE
@@ -126,7 +376,7 @@ class Term:
     @property
     def varies(self) -> bool:
         """Whether the coefficient differs from place to place along the width."""
-        return bool(self.coefficient.shape)
+        return bool(self.coefficient.shape) and self.coefficient.shape[-1] != 1
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -143,15 +393,18 @@ class Term:
 
 def is_degenerate(leaf: Leaf) -> bool:
     """Whether a leaf is a parameter of zero variance."""
+    while isinstance(leaf, ViewLeaf):
+        leaf = leaf.leaf
     return isinstance(leaf, ParameterLeaf) and leaf.degenerate
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """`size` places along the width over which a signal is one sum of terms."""
+    """`size` places along the width over which a signal is one sum of terms; `space` are its positions' lengths."""
 
     size: int
     terms: tuple[Term, ...]
+    space: tuple[int, ...] = ()
 
     @cached_property
     def roots(self) -> frozenset[ParameterStatistics]:
@@ -173,23 +426,24 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Signal:
-    """A random array of one example.
+    """A random array of one example. `layout` says what each of its axes is; concatenations along the width are kept as
+    segments."""
 
-    `width` is the axis along which it has a law of large numbers; None for a single number. All other axes have length
-    one. Concatenations along the width are kept as segments.
-    """
-
-    shape: tuple[int, ...]
-    width: int | None
+    layout: Layout
     segments: tuple[Segment, ...] = field()
 
     def __post_init__(self) -> None:
-        size = 1 if self.width is None else self.shape[self.width]
-        if sum(segment.size for segment in self.segments) != size:
-            raise ValueError(f"segments of sizes {[s.size for s in self.segments]} do not fill a width of {size}")
-        if any(length != 1 for axis, length in enumerate(self.shape) if axis != self.width):
-            raise ValueError(f"a signal of shape {self.shape} has a width on axis {self.width} and other long axes")
+        if sum(segment.size for segment in self.segments) != self.layout.width:
+            sizes = [segment.size for segment in self.segments]
+            raise ValueError(f"segments of sizes {sizes} do not fill a width of {self.layout.width}")
+        if any(segment.space != self.layout.space for segment in self.segments):
+            raise ValueError(f"positions {[s.space for s in self.segments]} do not fit those of {self.layout}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.layout.shape
 
 
-def of_leaf(leaf: Leaf) -> Term:
-    return Term(ONE, (Factor(IDENTITY, leaf),))
+def of_leaf(leaf: Leaf, axes: tuple[int, ...] | None = None) -> Term:
+    """The leaf itself; by default its axes are the field's, one by one."""
+    return Term(ONE, (Factor(IDENTITY, leaf, tuple(range(len(leaf.space))) if axes is None else axes),))

@@ -8,8 +8,20 @@ from ..errors import InputError
 from ..graph.graph import Graph
 from ..graph.known import Constant, Known
 from ..graph.printing import Printer, definition, formula, statistics
-from ..graph.signal import DenseLeaf, Factor, Leaf, ParameterLeaf, Segment, SumLeaf, Term
-from .recursion import analysed
+from ..graph.signal import (
+    CarryLeaf,
+    EmbeddingLeaf,
+    Factor,
+    Leaf,
+    LinearLeaf,
+    ParameterLeaf,
+    Segment,
+    StopLeaf,
+    SumLeaf,
+    Term,
+    WeightLeaf,
+)
+from .expectation import analysed
 
 
 def summary(graph: Graph) -> str:
@@ -91,17 +103,35 @@ class _Writer:
         match leaf:
             case ParameterLeaf():
                 return self.printer.number(leaf.parameter.variance * leaf.scale**2)
-            case DenseLeaf():
+            case WeightLeaf():
                 return self._times(leaf.weight.variance * leaf.scale**2, self._width_sums(leaf.input))
             case SumLeaf():
                 return self.pairs(leaf.segment, leaf.segment)
-        raise TypeError(type(leaf).__name__)
+        return self._elsewhere("K", leaf)
+
+    def _elsewhere(self, what: str, leaf: Leaf) -> str:
+        """The recursion of a leaf that rearranges or maps positions, or reads a table."""
+        if isinstance(leaf, EmbeddingLeaf):
+            size = leaf.weight.rate if what == "Θ" else leaf.weight.variance
+            same = r"\,[\text{same row}]" if self.latex else "·[same row]"
+            return self.printer.number(size * leaf.scale**2) + same
+        if isinstance(leaf, StopLeaf) and what == "Θ":
+            return "0"
+        if isinstance(leaf, LinearLeaf):
+            within = self.tangent_of(leaf.segment) if what == "Θ" else self.pairs(leaf.segment, leaf.segment)
+            return rf"L\left({within}\right)L'^{{\top}}" if self.latex else f"L ({within}) L′ᵀ over positions"
+        if isinstance(leaf, CarryLeaf):
+            (after, *_) = leaf.inputs
+            return self.tangent_of(after) if what == "Θ" else self.pairs(after, after)
+        (inner,) = leaf.bases
+        kernel = self.kernel(what, inner, inner)
+        return rf"{kernel}\text{{ rearranged}}" if self.latex else f"{kernel}, rearranged"
 
     def tangent(self, leaf: Leaf) -> str:
         match leaf:
             case ParameterLeaf():
                 return self.printer.number(leaf.parameter.rate * leaf.scale**2)
-            case DenseLeaf():
+            case WeightLeaf():
                 weight, scale = leaf.weight, leaf.scale**2
                 inner = [self._scaled(s.size, self.tangent_of(s)) for s in leaf.input if self.tangent_of(s) != "0"]
                 if weight.rate == weight.variance:
@@ -113,13 +143,13 @@ class _Writer:
                 return " + ".join(parts)
             case SumLeaf():
                 return self.tangent_of(leaf.segment)
-        raise TypeError(type(leaf).__name__)
+        return self._elsewhere("Θ", leaf)
 
     def _width_sums(self, segments: tuple[Segment, ...]) -> list[tuple[float, str]]:
         return [part for segment in segments for part in self._width_sum(segment)]
 
     def _width_sum(self, segment: Segment) -> list[tuple[float, str]]:
-        if segment.is_known and len(segment.terms) == 1 and segment.terms[0].varies:
+        if segment.is_known and len(segment.terms) == 1 and segment.terms[0].coefficient.shape:
             known = self.printer.known(segment.terms[0].coefficient)
             known = known if len(known) < 30 else "x̃"
             inner = rf"\langle {known}, {known}' \rangle" if self.latex else f"⟨{known}, {known}′⟩"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from ..errors import InputError, NonFiniteError
 from ..graph.graph import Graph
 from ..kernels.base import Kernel
-from ..kernels.tiles import assemble
+from ..kernels.tiles import TILE, assemble
 from ..trace import derive
 from ..trace.derive import Settings
 from ..trace.model import ModelFunctions
@@ -32,18 +33,25 @@ class LimitKernel(Kernel):
     `input_shape` was given).
     """
 
-    def __init__(self, functions: ModelFunctions, settings: Settings, input_shape: tuple[int, ...] | None = None):
+    def __init__(
+        self,
+        functions: ModelFunctions,
+        settings: Settings,
+        input_shape: tuple[int, ...] | None = None,
+        integers: bool = False,
+    ):
         self._functions = functions
         self._settings = settings
-        self._graphs: dict[tuple[int, ...], Graph] = {}
+        self._graphs: dict[tuple[tuple[int, ...], bool], Graph] = {}
         self._block = jax.jit(self._block_of, static_argnames=("kind", "order"))
         self._diagonal = jax.jit(self._diagonal_of, static_argnames=("kind",))
         self._shape = input_shape
+        self._integers = integers
         if input_shape is not None:
             self.graph(input_shape)
 
-    def graph(self, input_shape: tuple[int, ...] | None = None) -> Graph:
-        """The derived graph for one shape of example (default: the shape given or last used).
+    def graph(self, input_shape: tuple[int, ...] | None = None, integers: bool | None = None) -> Graph:
+        """The derived graph for one shape and kind of example (default: those given or last used).
 
         Raises:
             InputError: no shape is known yet, or the model does not take that shape.
@@ -52,15 +60,18 @@ class LimitKernel(Kernel):
         shape = self._shape if input_shape is None else input_shape
         if shape is None:
             raise InputError("the shape of an example is not known yet: call the kernel, or give limit(input_shape=)")
-        if shape not in self._graphs:
-            graph = derive(self._functions, shape, self._settings)
+        kind = self._integers if integers is None else integers
+        if (shape, kind) not in self._graphs:
+            graph = derive(self._functions, shape, self._settings, integers=kind)
             _check_rules(graph)
-            self._graphs[shape] = graph
-        self._shape = shape
-        return self._graphs[shape]
+            self._graphs[shape, kind] = graph
+        self._shape, self._integers = shape, kind
+        return self._graphs[shape, kind]
 
     def evaluate(self, kind: Kind, x1: Inputs, x2: Inputs | None = None, *, progress: Progress | None = None) -> Array:
         """The Gram matrix of one kind, `[n, m]`; `"both"` stacks (K, Θ) as `[2, n, m]`.
+
+        Where the network's output keeps positions, their axes follow: `[n, m, s…, s'…]`.
 
         Raises:
             InputError: shapes or dtypes of the inputs do not fit.
@@ -71,13 +82,14 @@ class LimitKernel(Kernel):
         host = _on_host(x1) and (x2 is None or _on_host(x2))
         concrete = [_concrete(x, name) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
         _check_shapes(x1, x2)
-        self.graph(tuple(np.shape(x1)[1:]))
+        self.graph(tuple(np.shape(x1)[1:]), _holds_integers(x1))
         if any(x is None for x in concrete):
             return self._traced(kind, x1, x2)
         arrays = [x for x in concrete if x is not None]
-        with jax.ensure_compile_time_eval(), jax.enable_x64(arrays[0].dtype == np.float64 or _x64_enabled()):
+        double = (host and arrays[0].dtype.kind in "iub") or arrays[0].dtype == np.float64
+        with jax.ensure_compile_time_eval(), jax.enable_x64(bool(double) or _x64_enabled()):
             result = self._assembled(kind, arrays[0], arrays[1] if len(arrays) > 1 else None, progress)
-            _check_result(result)
+            _check_result(result, 1 if kind == "both" else 0)
             return result if host else jnp.asarray(result)
 
     def diagonal(self, kind: Kind, x: Inputs) -> Array:
@@ -85,12 +97,25 @@ class LimitKernel(Kernel):
         _check_kind(kind)
         host, concrete = _on_host(x), _concrete(x, "x")
         _check_shapes(x, None)
-        self.graph(tuple(np.shape(x)[1:]))
+        self.graph(tuple(np.shape(x)[1:]), _holds_integers(x))
         if concrete is None:
-            return self._diagonal(_floating(x), kind=kind)
-        with jax.ensure_compile_time_eval(), jax.enable_x64(concrete.dtype == np.float64 or _x64_enabled()):
-            result = self._diagonal(jnp.asarray(concrete), kind=kind)
-            return np.asarray(result) if host else result
+            return self._diagonal(x, kind=kind)
+        double = (host and concrete.dtype.kind in "iub") or concrete.dtype == np.float64
+        with jax.ensure_compile_time_eval(), jax.enable_x64(bool(double) or _x64_enabled()):
+            result = np.concatenate([np.asarray(part) for part in self._diagonals(kind, concrete)], axis=-1)
+            result = _positions_last(result, 1, 2 * len(self.graph().output.layout.space))
+            return result if host else jnp.asarray(result)
+
+    def _diagonals(self, kind: Kind, x: np.ndarray) -> Iterator[np.ndarray]:
+        """The diagonal in chunks that fit, examples last."""
+        chunk = tile_size(self.graph(), kind, diagonal=True)
+        for start in range(0, len(x), chunk):
+            part = x[start : start + chunk]
+            if len(part) < chunk < len(x):
+                part = np.concatenate([part, np.repeat(part[-1:], chunk - len(part), axis=0)])
+            found = np.asarray(self._diagonal(jnp.asarray(part), kind=kind))
+            axis = 1 if kind == "both" else 0
+            yield np.moveaxis(found, axis, -1)[..., : len(x) - start]
 
     def explain(self, format: str = "text") -> str:
         """The recursion that the kernel evaluates, layer by layer: `format` is "text" or "latex"."""
@@ -104,21 +129,44 @@ class LimitKernel(Kernel):
         return summary(self.graph())
 
     def _assembled(self, kind: Kind, x1: np.ndarray, x2: np.ndarray | None, progress: Progress | None) -> np.ndarray:
-        order = required_order(self.graph(), x1, x2, tangent=kind != "nngp")
-        block = partial(self._block, kind=kind, order=order)
-        return assemble(block, x1, x2, diagonal=partial(self._diagonal, kind=kind), progress=progress)
+        graph = self.graph()
+        order = required_order(graph, x1, x2, tangent=kind != "nngp")
+        positions = 2 * len(graph.output.layout.space)
+        lead = 1 if kind == "both" else 0
+
+        def block(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            found = np.asarray(self._block(jnp.asarray(a), jnp.asarray(b), kind=kind, order=order))
+            return np.moveaxis(found, (lead, lead + 1), (-2, -1))
+
+        def diagonal(a: np.ndarray) -> np.ndarray:
+            return np.moveaxis(np.asarray(self._diagonal(jnp.asarray(a), kind=kind)), lead, -1)
+
+        tile = tile_size(graph, kind)
+        if positions:
+            result = assemble(block, x1, x1 if x2 is None else x2, tile=tile, progress=progress)
+            result = _positions_last(result, 2, positions)
+            return _symmetric(result, lead, positions) if x2 is None else result
+        return assemble(block, x1, x2, diagonal=diagonal, tile=tile, progress=progress)
 
     def _traced(self, kind: Kind, x1: Any, x2: Any) -> jax.Array:
-        x1 = _floating(x1)
-        matrix = self._block(x1, x1 if x2 is None else _floating(x2), kind=kind, order=None)
+        matrix = self._block(x1, x1 if x2 is None else x2, kind=kind, order=None)
         if x2 is not None:
             return matrix
-        upper = jnp.triu(matrix, 1)
-        diagonal = self._diagonal(x1, kind=kind)
-        return upper + jnp.swapaxes(upper, -1, -2) + diagonal[..., None] * jnp.eye(len(x1), dtype=matrix.dtype)
+        axes = (1, 2) if kind == "both" else (0, 1)
+        positions = 2 * len(self.graph().output.layout.space)
+        row, column = (jnp.arange(len(x1)).reshape(shape) for shape in ((-1, 1), (1, -1)))
+        spread = (len(x1), len(x1), *(1,) * positions)
+        mirrored = jnp.swapaxes(matrix, *axes)
+        if positions:
+            first = axes[1] + 1
+            half = positions // 2
+            mirrored = jnp.moveaxis(mirrored, range(first, first + half), range(first + half, first + positions))
+        result = jnp.where((row <= column).reshape(spread), matrix, mirrored)
+        diagonal = jnp.expand_dims(self._diagonal(x1, kind=kind), axes[1])
+        return jnp.where((row == column).reshape(spread), diagonal, result)
 
     def _block_of(self, x1: jax.Array, x2: jax.Array, kind: Kind, order: int | None) -> jax.Array:
-        graph = self._graphs[x1.shape[1:]]
+        graph = self._graphs[x1.shape[1:], _holds_integers(x1)]
 
         finite = _runtime_true(x1)
 
@@ -130,7 +178,7 @@ class LimitKernel(Kernel):
         return jax.vmap(rows, (0, None), out_axes=axis)(x1, x2)
 
     def _diagonal_of(self, x: jax.Array, kind: Kind) -> jax.Array:
-        graph = self._graphs[x.shape[1:]]
+        graph = self._graphs[x.shape[1:], _holds_integers(x)]
 
         finite = _runtime_true(x)
 
@@ -138,6 +186,26 @@ class LimitKernel(Kernel):
             return _select(Recursion(graph, (a,), finite=finite).kernels(tangent=kind != "nngp"), kind)
 
         return jax.vmap(single, out_axes=1 if kind == "both" else 0)(x)
+
+
+def _positions_last(result: np.ndarray, examples: int, positions: int) -> np.ndarray:
+    """The axes of examples, which come last, moved before those of positions."""
+    last = result.ndim
+    first = last - examples - positions
+    return np.moveaxis(result, range(last - examples, last), range(first, first + examples))
+
+
+def _symmetric(result: np.ndarray, lead: int, positions: int) -> np.ndarray:
+    """The upper triangle mirrored, each pair of examples with its positions exchanged."""
+    half = positions // 2
+    first = lead + 2
+    mirrored = np.moveaxis(
+        np.swapaxes(result, lead, lead + 1), range(first, first + half), range(first + half, first + positions)
+    )
+    n = result.shape[lead]
+    row, column = np.arange(n)[:, None], np.arange(n)[None, :]
+    upper = (row <= column).reshape(n, n, *(1,) * positions)
+    return np.where(upper, result, mirrored)
 
 
 def _runtime_true(x: jax.Array) -> jax.Array:
@@ -154,10 +222,30 @@ def _select(kernels: tuple[jax.Array, jax.Array | None], kind: Kind) -> jax.Arra
     return jnp.stack([k, theta]) if kind == "both" else theta
 
 
+_BUDGET = 2**28
+_TEMPORARIES = 4
+
+
+@lru_cache(maxsize=256)
+def tile_size(graph: Graph, kind: Kind, diagonal: bool = False) -> int:
+    """How many examples a tile has on each side, so that its largest arrays stay within a quarter of a gigabyte."""
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        example = graph.example()
+
+        def pair(a: jax.Array, b: jax.Array) -> Any:
+            examples = (a,) if diagonal else (a, b)
+            return Recursion(graph, examples).kernels(tangent=kind != "nngp")
+
+        program = jax.make_jaxpr(pair)(example, example)
+    largest = max((prod(v.aval.shape) for e in program.eqns for v in e.outvars), default=1)  # pyright: ignore
+    examples = _BUDGET / (8 * _TEMPORARIES * largest)
+    return int(min(TILE, max(1, examples if diagonal else examples**0.5)))
+
+
 def _check_rules(graph: Graph) -> None:
     """Run the recursion on shapes alone, so that what has no rule is refused before any data is seen."""
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        example = jax.ShapeDtypeStruct(graph.input_shape, jnp.float64)
+        example = graph.example()
         jax.eval_shape(lambda a, b: Recursion(graph, (a, b)).kernels(tangent=True), example, example)
         jax.eval_shape(lambda a: Recursion(graph, (a,)).kernels(tangent=True), example)
 
@@ -175,9 +263,8 @@ def _on_host(x: Any) -> bool:
     return not isinstance(x, jax.Array)
 
 
-def _floating(x: Any) -> jax.Array:
-    array = jnp.asarray(x)
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.zeros(()).dtype)
+def _holds_integers(x: Any) -> bool:
+    return np.dtype(getattr(x, "dtype", None) or np.asarray(x).dtype).kind in "iub"
 
 
 def _concrete(x: Any, name: str) -> np.ndarray | None:
@@ -187,7 +274,7 @@ def _concrete(x: Any, name: str) -> np.ndarray | None:
     except jax.errors.TracerArrayConversionError:
         return None
     if array.dtype.kind in "iub":
-        array = array.astype(np.float64 if _on_host(x) else jnp.zeros(()).dtype)
+        return array
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"{name}: expected real numbers, got an array of dtype {array.dtype}")
     if array.ndim and len(array):
@@ -208,11 +295,11 @@ def _check_shapes(x1: Any, x2: Any) -> None:
         )
 
 
-def _check_result(result: np.ndarray) -> None:
+def _check_result(result: np.ndarray, lead: int) -> None:
     finite = np.isfinite(result)
     if not finite.all():
-        first = np.argwhere(~finite)[0]
+        first = np.argwhere(~finite)[0][lead:]
         raise NonFiniteError(
-            f"the kernel between rows {int(first[-2])} and {int(first[-1])} is not finite: the recursion overflows "
+            f"the kernel between rows {int(first[0])} and {int(first[1])} is not finite: the recursion overflows "
             f"{result.dtype}; scale the inputs, or use float64"
         )

@@ -12,21 +12,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..graph.elementwise import Elementwise
 from ..graph.graph import Graph
-from ..graph.signal import Leaf
 from .duals import Activation
 from .duals import required_order as order_for
-from .recursion import DualUse, Recursion, analysed
+from .expectation import DualUse, Placed, analysed
+from .fields import broadcastable
+from .recursion import Recursion, deep_recursion
 
 _CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The expectations without closed form, and a function x -> (variances of their leaves, their parameters)."""
+    """The expectations without closed form, and a function x -> the variances and parameters of their leaves.
+
+    `measure(x)[i]`, of shape [n, 1 + parameters, positions], belongs to `places[i]`.
+    """
 
     uses: tuple[DualUse, ...]
+    places: tuple[Placed, ...]
     measure: Callable[[jax.Array], Any]
 
 
@@ -43,21 +47,32 @@ def required_order(graph: Graph, x1: np.ndarray, x2: np.ndarray | None, *, tange
     if not plan.uses:
         return None
     parts = [plan.measure(jnp.asarray(x[i : i + _CHUNK])) for x in (x1, x2) if x is not None for i in _starts(x)]
-    measured = [np.concatenate([np.asarray(p[k], np.float64) for p in parts]) for k in range(len(parts[0]))]
-    leaves, functions = _leaves(plan.uses), _functions(plan.uses)
-    variances = dict(zip(leaves, measured, strict=False))
-    parameters = dict(zip(functions, measured[len(leaves) :], strict=True))
+    measured = {
+        place: np.concatenate([_flat(part[k]) for part in parts], axis=1) for k, place in enumerate(plan.places)
+    }
     orders = []
     for use in plan.uses:
-        values = np.concatenate([variances[use.u], variances[use.v]])
-        if use.f.parameters or use.g.parameters:
-            for row in _extremes(variances[use.u], parameters[use.f], parameters[use.g]):
-                f_params, g_params = tuple(parameters[use.f][row]), tuple(parameters[use.g][row])
-                there = np.array([variances[use.u][row], variances[use.v][row]])
-                orders.append(order_for(analysed(use.f), analysed(use.g), there, f_params, g_params))
+        f, g = measured[use.f], measured[use.g]
+        if len(f) + len(g) > 2:
+            rows = _extremes(f, g) if f.shape[1] == g.shape[1] else range(0)
+            pairs = [(f[:, row], g[:, row]) for row in rows] or [
+                (f[:, i], g[:, j]) for i in _extremes(f) for j in _extremes(g)
+            ]
+            for left, right in pairs:
+                there = np.array([left[0], right[0]])
+                functions = analysed(use.f.function), analysed(use.g.function)
+                orders.append(order_for(*functions, there, tuple(left[1:]), tuple(right[1:])))
         else:
-            orders.append(_order_between(analysed(use.f), analysed(use.g), float(values.min()), float(values.max())))
+            values = np.concatenate([f[0], g[0]])
+            functions = analysed(use.f.function), analysed(use.g.function)
+            orders.append(_order_between(*functions, float(values.min()), float(values.max())))
     return max(orders) or None
+
+
+def _flat(measured: Any) -> np.ndarray:
+    """[n, quantities, positions] as [quantities, n · positions]."""
+    array = np.asarray(measured, np.float64)
+    return np.moveaxis(array, 1, 0).reshape(array.shape[1], -1)
 
 
 def _starts(x: np.ndarray) -> range:
@@ -69,10 +84,11 @@ def _order_between(f: Activation, g: Activation, smallest: float, largest: float
     return order_for(f, g, np.array([smallest, largest]))
 
 
-def _extremes(variances: np.ndarray, *parameters: np.ndarray) -> list[int]:
-    """The examples with the largest and smallest variance and parameters, in size and in units of the variance."""
-    columns = [variances, *(np.abs(p[:, k]) for p in parameters for k in range(p.shape[1]))]
-    columns += [column * np.sqrt(variances) for column in columns[1:]]
+def _extremes(*measured: np.ndarray) -> list[int]:
+    """Where a variance or a parameter is largest or smallest, in size and in units of the variance."""
+    columns = []
+    for rows in measured:
+        columns += [rows[0], *np.abs(rows[1:]), *(np.abs(row) * np.sqrt(rows[0]) for row in rows[1:])]
     return sorted({int(row) for column in columns for row in (np.argmax(column), np.argmin(column))})
 
 
@@ -80,14 +96,15 @@ def _plan(graph: Graph, tangent: bool) -> _Plan:
     plans = _plans.setdefault(graph, {})
     if tangent not in plans:
         uses = _uses(graph, tangent)
-        plans[tangent] = _Plan(uses, jax.jit(lambda x: jax.vmap(lambda a: _measure(graph, uses, a))(x)))
+        places = tuple(dict.fromkeys(place for use in uses for place in (use.f, use.g)))
+        plans[tangent] = _Plan(uses, places, jax.jit(lambda x: jax.vmap(lambda a: _measure(graph, places, a))(x)))
     return plans[tangent]
 
 
 def _uses(graph: Graph, tangent: bool) -> tuple[DualUse, ...]:
     """The distinct expectations of a pair that have no closed form."""
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        example = jax.ShapeDtypeStruct(graph.input_shape, jnp.float64)
+        example = graph.example()
         collected: list[DualUse] = []
 
         def run(a: jax.Array, b: jax.Array) -> Any:
@@ -97,30 +114,22 @@ def _uses(graph: Graph, tangent: bool) -> tuple[DualUse, ...]:
             return kernels
 
         jax.eval_shape(run, example, example)
-        unique = {(use.f, use.g, use.u, use.v): use for use in collected}
         one = np.ones(1)
-        return tuple(u for u in unique.values() if not _is_closed(u, one))
+        return tuple(use for use in dict.fromkeys(collected) if not _is_closed(use, one))
 
 
 def _is_closed(use: DualUse, variances: np.ndarray) -> bool:
-    f, g = analysed(use.f), analysed(use.g)
+    f, g = analysed(use.f.function), analysed(use.g.function)
     return f.span is not None and g.span is not None and order_for(f, g, variances) == 0
 
 
-def _leaves(uses: tuple[DualUse, ...]) -> list[Leaf]:
-    return list(dict.fromkeys(leaf for use in uses for leaf in (use.u, use.v)))
-
-
-def _functions(uses: tuple[DualUse, ...]) -> list[Elementwise]:
-    return list(dict.fromkeys(function for use in uses for function in (use.f, use.g)))
-
-
-def _measure(graph: Graph, uses: tuple[DualUse, ...], example: jax.Array) -> list[jax.Array]:
+def _measure(graph: Graph, places: tuple[Placed, ...], example: jax.Array) -> list[jax.Array]:
     recursion = Recursion(graph, (example,))
-    recursion.sweep(tangent=False)
-    variances = [recursion.variance(leaf, 0) for leaf in _leaves(uses)]
-    parameters = [
-        jnp.stack([recursion.known(p, 0) for p in function.parameters]) if function.parameters else jnp.zeros(0)
-        for function in _functions(uses)
-    ]
-    return [*variances, *parameters]
+    found = []
+    with deep_recursion():
+        for place in places:
+            fields = [recursion.variance(*place.variable), *recursion.expectations.parameters(place)]
+            labels = sorted({label for part in fields for label in part.labels})
+            arrays = jnp.broadcast_arrays(*(broadcastable(part, labels) for part in fields))
+            found.append(jnp.stack([array.reshape(-1) for array in arrays]))
+    return found

@@ -5,59 +5,69 @@ Two memoised queries, demanded from the output. For leaves that come from one we
 
     K(Ws, Ws') = v Σ_c E[s_c s'_c],      Θ(Ws, Ws') = η Σ_c E[s_c s'_c] + v Σ_c Θ(s_c, s'_c),
 
-and both vanish for leaves of different weights (Jacot, Gabriel, Hongler 2018, arXiv:1806.07572, theorem 1; for shared
-weights and correlated branches Yang 2019, arXiv:1902.04760 and 2020, arXiv:2006.14548). For a term Π_i φ_i(u_i),
+and both vanish for leaves of different weights (Jacot, Gabriel, Hongler 2018, arXiv:1806.07572, theorem 1; for
+convolutions Novak et al. 2019, arXiv:1810.05148; for shared weights and correlated branches Yang 2019,
+arXiv:1902.04760 and 2020, arXiv:2006.14548). For a term Π_i φ_i(u_i),
 
     Θ(t, t') = Σ_ij E[∂_i t ∂_j t'] Θ(u_i, u'_j).
+
+A query names a label for each axis of positions on both sides. Equal labels ask for the diagonal only; so a network
+that never mixes positions never pays for pairs of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from typing import Any, TypeAlias
+from itertools import count
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..errors import UnsupportedModelError
-from ..graph.elementwise import Elementwise
-from ..graph.elementwise import apply as compose
 from ..graph.graph import Graph
 from ..graph.known import Apply, Constant, Input, Known, WidthSum
-from ..graph.printing import short_name
-from ..graph.signal import DenseLeaf, Factor, Leaf, ParameterLeaf, Segment, SumLeaf, Term, is_degenerate, of_leaf
-from ..trace.known import MULTIPLY
-from .duals import Activation, dual, mean, product_mean
+from ..graph.signal import (
+    CarryLeaf,
+    CopiesLeaf,
+    EmbeddingLeaf,
+    Leaf,
+    LinearLeaf,
+    MergeLeaf,
+    ParameterLeaf,
+    ParameterStatistics,
+    Segment,
+    SelectLeaf,
+    StopLeaf,
+    SumLeaf,
+    Term,
+    ViewLeaf,
+    WeightLeaf,
+    of_leaf,
+)
+from .expectation import DualUse, Expectations, Placed
+from .fields import Field, add, broadcastable, contract, identity
+from .loops import carried
 
-# Traced once for each pair of activations, however many layers use it.
-_DUAL = jax.jit(dual, static_argnums=(0, 1), static_argnames="order")
-_MEAN = jax.jit(mean, static_argnums=0)
-_PRODUCT_MEAN = jax.jit(product_mean, static_argnums=(0, 1))
+_DEPTH = 1_000_000
+_WIDTH = -1
+"""The label of the width, over which coefficients are summed."""
 
-Value: TypeAlias = Any
-"""A traced number, or None for a zero that is known from the graph alone."""
+Labels = tuple[int, ...]
 
 
-@lru_cache(maxsize=4096)
-def activation(program: Elementwise, parameters: int) -> Activation:
-    """The analysed activation of a program; one analysis serves every layer that uses it."""
-    return Activation(program, parameters=parameters, label=short_name(program))
-
-
-def analysed(function: Elementwise) -> Activation:
-    return activation(function.program, len(function.parameters))
-
-
-@dataclass(frozen=True, eq=False)
-class DualUse:
-    """A two-dimensional Gaussian expectation that the recursion takes: E[f(u) g(v)]."""
-
-    f: Elementwise
-    g: Elementwise
-    u: Leaf
-    v: Leaf
+@contextlib.contextmanager
+def deep_recursion() -> Iterator[None]:
+    """Queries recurse through the depth of the network, in Python alone."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, _DEPTH))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 @dataclass
@@ -67,53 +77,56 @@ class Recursion:
     `order` is that of the Hermite series of activations without closed form. `finite` is a boolean known only at run
     time, the same for all pairs, such as that the data are not NaN: each expectation is then a branch on it. XLA does
     not fuse across branches; without them it repeats a layer's arithmetic in all later ones, and compile time grows
-    with the square of the depth.
+    with the square of the depth. `only` limits the tangent to the contribution of these parameters.
     """
 
     graph: Graph
     examples: tuple[jax.Array, ...]
     order: int | None = None
     finite: jax.Array | None = None
+    only: frozenset[ParameterStatistics] | None = None
     uses: list[DualUse] = field(default_factory=list)
-    _memo: dict[Any, Value] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict)
+    _fresh: Iterator[int] = field(default_factory=lambda: count(1000))
 
     def __post_init__(self) -> None:
-        self.dtype = self.examples[0].dtype
+        example = self.examples[0]
+        self.dtype = example.dtype if jnp.issubdtype(example.dtype, jnp.floating) else jnp.zeros(()).dtype
         self.last = len(self.examples) - 1
+        self.expectations = Expectations(self)
 
     def kernels(self, *, tangent: bool) -> tuple[jax.Array, jax.Array | None]:
-        """(K, Θ) of the network's output between the first and the last example; Θ only if asked for."""
-        self.sweep(tangent=tangent)
+        """(K, Θ) of the network's output between the first and the last example; Θ only if asked for.
+
+        Arrays over the output's positions of the first, then of the last example.
+        """
         segment = self.graph.output.segments[0]
-        sides = (0, self.last)
-        k = self._add(self._pairs(segment, segment, sides, None, tangent=False))
-        theta = self._add(self._pairs(segment, segment, sides, None, tangent=True)) if tangent else None
-        return self._number(k), self._number(theta) if tangent else None
+        rank = len(segment.space)
+        labels = tuple(range(rank)), tuple(range(rank, 2 * rank))
+        sides, lengths = (0, self.last), (*segment.space, *segment.space)
+        with deep_recursion():
+            fields = [
+                self.pairs(segment, segment, sides, labels, tangent=which) for which in ((False, True)[: 1 + tangent])
+            ]
+        arrays = [self.number(found).full((*labels[0], *labels[1]), lengths) for found in fields]
+        return arrays[0], arrays[1] if tangent else None
 
-    def sweep(self, *, tangent: bool) -> None:
-        """Fill the memo from the input on, so that no query recurses through the depth of the network."""
-        for node in self.graph.order:
-            for side in range(len(self.examples)):
-                if isinstance(node, Known):
-                    self.known(node, side)
-                else:
-                    self.second_moment(node, side, node, side)
-            if isinstance(node, Leaf):
-                self.second_moment(node, 0, node, self.last)
-                if tangent:
-                    self.tangent(node, 0, node, self.last)
+    def variance(self, leaf: Leaf, side: int, labels: Labels) -> Field:
+        """K(leaf, leaf) on one example, at equal positions."""
+        return self.number(self.query("K", (leaf, side, labels), (leaf, side, labels)))
 
-    def variance(self, leaf: Leaf, side: int) -> jax.Array:
-        """K(leaf, leaf) on one example."""
-        return self._number(self.second_moment(leaf, side, leaf, side))
+    def number(self, value: Field | None) -> Field:
+        if value is None:
+            return Field(jnp.zeros((), self.dtype))
+        return Field(jnp.asarray(value.array, self.dtype), value.labels)
 
     # Known values
 
     def known(self, node: Known, side: int) -> jax.Array:
         key = (node, side)
-        if key not in self._memo:
-            self._memo[key] = self._evaluate_known(node, side)
-        return self._memo[key]
+        if key not in self.memo:
+            self.memo[key] = self._evaluate_known(node, side)
+        return self.memo[key]
 
     def _evaluate_known(self, node: Known, side: int) -> jax.Array:
         match node:
@@ -124,233 +137,380 @@ class Recursion:
                 return jnp.asarray(value, self.dtype if floating else None)
             case Apply(operation=operation, arguments=arguments):
                 return operation(*[self.known(a, side) for a in arguments], dtype=self.dtype)
-            case WidthSum(segments=segments):
-                return self._number(self._add([self._expected_sum(s, side) for s in segments]))
+            case WidthSum(segments=segments, shape=shape, share=share):
+                labels = tuple(range(len(shape)))
+                parts = [self._expected_sum(s, side, labels) for s in segments]
+                return self.number(add(parts)).times(share).full(labels, shape)
         raise TypeError(f"no evaluation for {type(node).__name__}")
 
-    def _expected_sum(self, segment: Segment, side: int) -> Value:
-        terms = []
+    def _expected_sum(self, segment: Segment, side: int, labels: Labels) -> Field | None:
+        found = []
         for term in segment.terms:
-            expected = self._expectation([(factor, side) for factor in term.factors])
+            expected = self.expectations.of([Placed.of(f, side, labels) for f in term.factors])
             if expected is not None:
-                coefficient = self.known(term.coefficient, side)
-                count = jnp.sum(coefficient) if term.varies else segment.size * coefficient
-                terms.append(count * expected)
-        return self._add(terms)
+                parts = [self.coefficient(term.coefficient, side, labels), expected]
+                found.append(contract(parts, {_WIDTH: segment.size}))
+        return add(found)
+
+    def coefficient(self, known: Known, side: int, labels: Labels) -> Field:
+        array = self.known(known, side)
+        return Field.of(array, (*labels, _WIDTH)) if known.shape else Field(array)
+
+    def over_positions(self, known: Known, side: int, labels: Labels) -> Field:
+        """A Known number or array over positions."""
+        array = jnp.asarray(self.known(known, side), self.dtype)
+        return Field.of(array, labels) if known.shape else Field(array)
 
     # Queries on leaves
 
-    def second_moment(self, a: Leaf, side_a: int, b: Leaf, side_b: int) -> Value:
-        """K: E[a b] between two places."""
-        return self._query("K", a, side_a, b, side_b)
-
-    def tangent(self, a: Leaf, side_a: int, b: Leaf, side_b: int) -> Value:
-        """Θ: Σ_p η_p ∂_p a ∂_p b between two places."""
-        return self._query("Θ", a, side_a, b, side_b)
-
-    def _query(self, what: str, a: Leaf, side_a: int, b: Leaf, side_b: int) -> Value:
-        if a.roots.isdisjoint(b.roots):
+    def query(self, what: str, a: tuple[Leaf, int, Labels], b: tuple[Leaf, int, Labels]) -> Field | None:
+        """K: E[a b], or Θ: Σ_p η_p ∂_p a ∂_p b; leaves with their sides and a label for each axis of positions."""
+        if a[0].roots.isdisjoint(b[0].roots):
             return None
-        key = (what, a, side_a, b, side_b)
-        if key not in self._memo:
-            mirrored = (what, b, side_b, a, side_a)
-            value = self._leaf_pair(what == "Θ", a, b, (side_a, side_b))
-            self._memo[key] = self._memo[mirrored] = value
-        return self._memo[key]
+        for first, second in ((a, b), (b, a)):
+            names: dict[int, int] = {}
+            for label in (*first[2], *second[2]):
+                names.setdefault(label, len(names))
+            there = tuple(names[label] for label in second[2])
+            key = (what, first[0], first[1], second[0], second[1], there)
+            if key in self.memo:
+                found: Field | None = self.memo[key]
+                break
+        else:
+            names = {}
+            for label in (*a[2], *b[2]):
+                names.setdefault(label, len(names))
+            mine, there = tuple(range(len(a[2]))), tuple(names[label] for label in b[2])
+            found = self._pair(what == "Θ", (a[0], a[1], mine), (b[0], b[1], there))
+            self.memo[what, a[0], a[1], b[0], b[1], there] = found
+        back = {own: label for label, own in names.items()}
+        return None if found is None else found.relabelled(back)
 
-    def _leaf_pair(self, tangent: bool, a: Leaf, b: Leaf, sides: tuple[int, int]) -> Value:
-        if isinstance(a, SumLeaf) or isinstance(b, SumLeaf):
-            return self._add(self._pairs(_as_segment(a), _as_segment(b), sides, None, tangent=tangent))
-        if isinstance(a, ParameterLeaf) and isinstance(b, ParameterLeaf):
-            return a.scale * b.scale * (a.parameter.rate if tangent else a.parameter.variance)
-        if isinstance(a, DenseLeaf) and isinstance(b, DenseLeaf):
-            return self._dense_pair(tangent, a, b, sides)
-        raise UnsupportedModelError(
-            f"the parameter {next(iter(a.roots & b.roots)).name}",
-            reason="it is used both as a weight and as a bias",
-            advice="Use two parameters",
-        )
+    def _pair(self, tangent: bool, a: tuple[Leaf, int, Labels], b: tuple[Leaf, int, Labels]) -> Field | None:
+        # A sum is taken apart first, except beside a map of activations: that one must see the sum's functions whole.
+        if (isinstance(a[0], SumLeaf) and b[0].gaussian) or (isinstance(b[0], SumLeaf) and a[0].gaussian):
+            return self.pairs(as_segment(a[0]), as_segment(b[0]), (a[1], b[1]), (a[2], b[2]), tangent=tangent)
+        for kind in (StopLeaf, SelectLeaf, MergeLeaf, LinearLeaf):
+            if isinstance(a[0], kind):
+                return self._view(tangent, a, b)
+            if isinstance(b[0], kind):
+                return self._view(tangent, b, a)
+        if isinstance(a[0], CarryLeaf) or isinstance(b[0], CarryLeaf):
+            return carried(self, tangent, a, b)
+        if isinstance(a[0], CopiesLeaf) or isinstance(b[0], CopiesLeaf):
+            return self._copies(tangent, a, b)
+        return self._base(tangent, a, b)
 
-    def _dense_pair(self, tangent: bool, a: DenseLeaf, b: DenseLeaf, sides: tuple[int, int]) -> Value:
-        weight, scale = a.weight, a.scale * b.scale
-        moment = self._contract(a, b, sides, tangent=False)
+    def _view(self, tangent: bool, a: tuple[Leaf, int, Labels], b: tuple[Leaf, int, Labels]) -> Field | None:
+        """A rearranged or linearly mapped leaf `a`: ask for what it was made from, then rearrange or map."""
+        leaf, side, labels = a
+        what = "Θ" if tangent else "K"
+        match leaf:
+            case StopLeaf():
+                return None if tangent else self.query(what, (leaf.leaf, side, labels), b)
+            case SelectLeaf():
+                own = labels[leaf.axis : leaf.axis + len(leaf.index.shape)]
+            case MergeLeaf():
+                own = labels[-1:]
+            case LinearLeaf():
+                maps = leaf.window is not None or leaf.matrix is not None
+                own = labels[leaf.axis : leaf.axis + maps]
+            case _:
+                raise TypeError(type(leaf).__name__)
+        if any(label in b[2] for label in own):
+            together = self._together(what, a, b, own)
+            if together is not None:
+                return together[0]
+            return self._apart(tangent, a, b, [label for label in own if label in b[2]])
+        if isinstance(leaf, LinearLeaf):
+            return self._mapped(tangent, leaf, side, labels, b)
+        assert isinstance(leaf, SelectLeaf | MergeLeaf)
+        inner, restore = self.inner(leaf, side, labels)
+        found = self.query(what, (leaf.leaf, side, inner), b)
+        return None if found is None else restore(found)
+
+    def inner(self, leaf: SelectLeaf | MergeLeaf, side: int, labels: Labels) -> tuple[Labels, Any]:
+        """Labels of what a selection or merger is made from, and the way back."""
+        if isinstance(leaf, SelectLeaf):
+            label = next(self._fresh)
+            own = labels[leaf.axis : leaf.axis + len(leaf.index.shape)]
+            inner = (*labels[: leaf.axis], label, *labels[leaf.axis + len(own) :])
+            index = self.known(leaf.index, side)
+            return inner, lambda found: found.taken(label, index, own)
+        new = {axis: next(self._fresh) for axis in leaf.axes}
+        rest = iter(labels[:-1])
+        inner = tuple(new[axis] if axis in new else next(rest) for axis in range(len(leaf.leaf.space)))
+        lengths = [leaf.leaf.space[axis] for axis in leaf.axes]
+        return inner, lambda found: found.merged(list(new.values()), lengths, labels[-1])
+
+    def _together(
+        self, what: str, a: tuple[Leaf, int, Labels], b: tuple[Leaf, int, Labels], own: Labels
+    ) -> tuple[Field | None] | None:
+        """The diagonal of two leaves that are rearranged alike: rearrange the diagonal."""
+        first, second = a[0], b[0]
+        if isinstance(first, SelectLeaf) and isinstance(second, SelectLeaf):
+            alike = first.index is second.index and (isinstance(first.index, Constant) or a[1] == b[1])
+            place = slice(second.axis, second.axis + len(own))
+            if not alike or b[2][place] != own:
+                return None
+            inner, restore = self.inner(first, a[1], a[2])
+            there = (*b[2][: second.axis], inner[first.axis], *b[2][second.axis + len(own) :])
+        elif isinstance(first, MergeLeaf) and isinstance(second, MergeLeaf):
+            lengths = [[leaf.leaf.space[axis] for axis in leaf.axes] for leaf in (first, second)]
+            if b[2][-1:] != own or lengths[0] != lengths[1]:
+                return None
+            inner, restore = self.inner(first, a[1], a[2])
+            rest = iter(b[2][:-1])
+            places = dict(zip(second.axes, (inner[axis] for axis in first.axes), strict=True))
+            there = tuple(places[x] if x in places else next(rest) for x in range(len(second.leaf.space)))
+        else:
+            return None
+        found = self.query(what, (first.leaf, a[1], inner), (second.leaf, b[1], there))
+        return (None if found is None else restore(found),)
+
+    def _apart(
+        self, tangent: bool, a: tuple[Leaf, int, Labels], b: tuple[Leaf, int, Labels], shared: Sequence[int]
+    ) -> Field | None:
+        """A diagonal as that of all pairs of positions."""
+        new = {label: next(self._fresh) for label in shared}
+        there = tuple(new.get(label, label) for label in b[2])
+        found = self._pair(tangent, a, (b[0], b[1], there))
+        for label, other in new.items():
+            found = None if found is None else found.diagonal(label, other)
+        return found
+
+    def _mapped(
+        self, tangent: bool, leaf: LinearLeaf, side: int, labels: Labels, b: tuple[Leaf, int, Labels]
+    ) -> Field | None:
+        inner = self.labels_inside(leaf, labels)
+        found = self.pairs(leaf.segment, as_segment(b[0]), (side, b[1]), (inner, b[2]), tangent=tangent)
+        return None if found is None else self.apply_map(leaf, side, inner, labels, found)
+
+    def labels_inside(self, leaf: LinearLeaf, labels: Labels) -> Labels:
+        """Labels of the signal that a map is applied to."""
+        maps = leaf.window is not None or leaf.matrix is not None
+        return (*labels[: leaf.axis], next(self._fresh), *labels[leaf.axis + maps :])
+
+    def apply_map(self, leaf: LinearLeaf, side: int, inner: Labels, labels: Labels, found: Field) -> Field:
+        axis = leaf.axis
+        label, length = inner[axis], leaf.segment.space[axis]
+        if leaf.window is not None:
+            return found.slid((label,), length, leaf.window).relabelled({label: labels[axis]})
+        if leaf.matrix is not None:
+            names = (*(inner[i] for i in leaf.batch), labels[axis], label)
+            return contract([Field.of(self.known(leaf.matrix, side), names), found], {label: length})
+        return found.summed(label, length)
+
+    def _copies(self, tangent: bool, a: tuple[Leaf, int, Labels], b: tuple[Leaf, int, Labels]) -> Field | None:
+        first, second = a[0], b[0]
+        if _own(first) is not _own(second):
+            return None
+        if not isinstance(first, CopiesLeaf) or not isinstance(second, CopiesLeaf) or first.length != second.length:
+            raise UnsupportedModelError(
+                f"the parameter {next(iter(first.roots & second.roots)).name}",
+                reason="its units are used as positions in one place and as features in another",
+                advice="Use separate layers",
+                source=second.source,
+            )
+        here, there = a[2][-1], b[2][-1]
+        what = "Θ" if tangent else "K"
+        found = self.query(what, (first.leaf, a[1], a[2][:-1]), (second.leaf, b[1], b[2][:-1]))
+        if found is None or here == there:
+            return found
+        return contract([found, identity(here, there, first.length, self.dtype)], {})
+
+    def _base(self, tangent: bool, a: tuple[Leaf, int, Labels], b: tuple[Leaf, int, Labels]) -> Field | None:
+        first, second = a[0], b[0]
+        if _own(first) is not _own(second):
+            return None
+        if isinstance(first, ParameterLeaf) and isinstance(second, ParameterLeaf):
+            size = first.scale * second.scale * self._size(first.parameter, tangent)
+            field = Field(jnp.asarray(size, self.dtype))
+            for here, there, length in zip(a[2], b[2], first.space, strict=True):
+                if here != there:
+                    field = contract([field, identity(here, there, length, self.dtype)], {})
+            return field
+        if isinstance(first, EmbeddingLeaf) and isinstance(second, EmbeddingLeaf):
+            size = first.scale * second.scale * self._size(first.weight, tangent)
+            rows = [
+                Field.of(self.known(leaf.index, side), labels)
+                for leaf, side, labels in ((first, *a[1:]), (second, *b[1:]))
+            ]
+            labels = tuple(sorted({*rows[0].labels, *rows[1].labels}))
+            left, right = (broadcastable(row, labels) for row in rows)
+            return Field(jnp.where(left == right, jnp.asarray(size, self.dtype), 0.0), labels)
+        assert isinstance(first, WeightLeaf) and isinstance(second, WeightLeaf)
+        return self._weights(tangent, (first, *a[1:]), (second, *b[1:]))
+
+    def _size(self, parameter: ParameterStatistics, tangent: bool) -> float:
+        """An entry's variance, or its learning rate."""
         if not tangent:
-            return None if moment is None else weight.variance * scale * moment
-        inner = self._contract(a, b, sides, tangent=True)
-        parts = [(weight.rate, moment), (weight.variance, inner)]
-        return self._add([rate * scale * part for rate, part in parts if part is not None and rate != 0])
+            return parameter.variance
+        return parameter.rate if self.only is None or parameter in self.only else 0.0
 
-    def _contract(self, a: DenseLeaf, b: DenseLeaf, sides: tuple[int, int], *, tangent: bool) -> Value:
-        """Σ_c of E[s_c s'_c] or Θ(s_c, s'_c) over the width that a weight contracts."""
-        key = ("Σ", tangent, a, b, sides)
-        if key not in self._memo:
-            if [s.size for s in a.input] != [s.size for s in b.input]:
+    # Weights
+
+    def _weights(
+        self, tangent: bool, a: tuple[WeightLeaf, int, Labels], b: tuple[WeightLeaf, int, Labels]
+    ) -> Field | None:
+        weight, scale = a[0].weight, a[0].scale * b[0].scale
+        if not tangent:
+            moment = self._summed(False, a, b)
+            return None if moment is None else moment.times(weight.variance * scale)
+        rate, parts = self._size(weight, True), []
+        if rate:
+            if weight.variance:
+                moment = self.query("K", a, b)
+                parts.append(None if moment is None else moment.times(rate / weight.variance))
+            else:
+                moment = self._summed(False, a, b)
+                parts.append(None if moment is None else moment.times(rate * scale))
+        inner = self._summed(True, a, b)
+        parts.append(None if inner is None else inner.times(weight.variance * scale))
+        return add(parts)
+
+    def _summed(
+        self, tangent: bool, a: tuple[WeightLeaf, int, Labels], b: tuple[WeightLeaf, int, Labels]
+    ) -> Field | None:
+        """Σ of E[s s'] or Θ(s, s') over everything that a weight contracts."""
+        first, second = a[0], b[0]
+        _check_alike(first, second)
+        here, there = _input_labels(first, a[2]), _input_labels(second, b[2])
+        for own, other in zip(first.unshared, second.unshared, strict=True):
+            if here[own] != there[other]:
+                return self._unshared(tangent, a, b, here[own], there[other], first.input[0].space[own])
+        gone: dict[int, int] = {}
+        for own, other in zip(first.contracted, second.contracted, strict=True):
+            here[own] = there[other] = next(self._fresh)
+            gone[here[own]] = first.input[0].space[own]
+        slides: list[tuple[dict[int, int], int, Any]] = []
+        for (own, window), (other, its) in zip(first.windows, second.windows, strict=True):
+            length, its_length = first.input[0].space[own], second.input[0].space[other]
+            if window.is_trivial and its.is_trivial:
+                continue
+            left, right = here[own], there[other]
+            new = {next(self._fresh): left}
+            here[own] = next(iter(new))
+            if left == right and window == its and length == its_length:
+                there[other] = here[own]
+            elif right in here.values() or left in there.values() or left == right:
+                return self._apart_weights(tangent, a, b)
+            else:
+                there[other] = next(self._fresh)
+                new[there[other]] = right
+            if window != its or length != its_length:
                 raise UnsupportedModelError(
-                    f"the weight {a.weight.name}",
-                    reason="it is applied to two signals that are concatenated in different places",
-                    advice="Use separate weights",
-                    source=b.source,
+                    f"the weight {first.weight.name}",
+                    reason="it slides over two arrays of different sizes or with different strides",
+                    advice="Use a weight of its own for each",
+                    source=second.source,
                 )
-            parts = []
-            for s, t in zip(a.input, b.input, strict=True):
-                parts += self._pairs(s, t, sides, s.size, tangent=tangent)
-            self._memo[key] = self._add(parts)
-        return self._memo[key]
+            slides.append((new, length, window))
+        found = []
+        labels = tuple(here[axis] for axis in sorted(here)), tuple(there[axis] for axis in sorted(there))
+        for s, t in zip(first.input, second.input, strict=True):
+            found.append(self.pairs(s, t, (a[1], b[1]), labels, tangent=tangent, gone=gone, summed=True))
+        moment = add(found)
+        if moment is None:
+            return None
+        for new, length, window in slides:
+            moment = moment.slid(tuple(new), length, window).relabelled(new)
+        return moment.times(1.0 / first.groups)
+
+    def _unshared(
+        self,
+        tangent: bool,
+        a: tuple[WeightLeaf, int, Labels],
+        b: tuple[WeightLeaf, int, Labels],
+        here: int,
+        there: int,
+        length: int,
+    ) -> Field | None:
+        """Weights of different positions are independent: zero off the diagonal."""
+        if there in a[2] or here in b[2]:
+            return self._apart_weights(tangent, a, b)
+        same = tuple(here if label == there else label for label in b[2])
+        found = self._summed(tangent, a, (b[0], b[1], same))
+        return None if found is None else contract([found, identity(here, there, length, self.dtype)], {})
+
+    def _apart_weights(
+        self, tangent: bool, a: tuple[WeightLeaf, int, Labels], b: tuple[WeightLeaf, int, Labels]
+    ) -> Field | None:
+        """Diagonals along axes that do not correspond, as those of all pairs of positions."""
+        new = {label: next(self._fresh) for label in b[2] if label in a[2]}
+        found = self._summed(tangent, a, (b[0], b[1], tuple(new.get(label, label) for label in b[2])))
+        for label, other in new.items():
+            found = None if found is None else found.diagonal(label, other)
+        return found
 
     # Sums of terms
 
-    def _pairs(self, a: Segment, b: Segment, sides: tuple[int, int], size: int | None, *, tangent: bool) -> list[Any]:
-        """E or Θ of every pair of terms with coefficients, at one place (`size` None) or summed over `size` places."""
+    def pairs(
+        self,
+        a: Segment,
+        b: Segment,
+        sides: tuple[int, int],
+        labels: tuple[Labels, Labels],
+        *,
+        tangent: bool,
+        gone: dict[int, int] | None = None,
+        summed: bool = False,
+    ) -> Field | None:
+        """E or Θ of every pair of terms with coefficients, at one place or `summed` over the width.
+
+        Labels in `gone`, with their lengths, are summed over as well.
+        """
         found = []
         for s in a.terms:
             for t in b.terms:
-                value = self._term_tangent(s, t, sides) if tangent else self._term_moment(s, t, sides)
-                if value is not None:
-                    found.append(self._coefficients(s, t, sides, size) * value)
-        return found
-
-    def _coefficients(self, s: Term, t: Term, sides: tuple[int, int], size: int | None) -> jax.Array:
-        left, right = self.known(s.coefficient, sides[0]), self.known(t.coefficient, sides[1])
-        if s.varies and t.varies:
-            return jnp.dot(left, right, precision=jax.lax.Precision.HIGHEST)
-        if s.varies or t.varies:
-            return jnp.sum(left) * right if s.varies else left * jnp.sum(right)
-        return left * right * (1 if size is None else size)
-
-    def _term_moment(self, s: Term, t: Term, sides: tuple[int, int]) -> Value:
-        placed = [(factor, sides[0]) for factor in s.factors] + [(factor, sides[1]) for factor in t.factors]
-        return self._expectation(placed)
-
-    def _term_tangent(self, s: Term, t: Term, sides: tuple[int, int]) -> Value:
-        found = []
-        for f in s.factors:
-            for g in t.factors:
-                if f.leaf.roots.isdisjoint(g.leaf.roots):
+                value = self._terms(s, t, sides, labels, tangent)
+                if value is None:
                     continue
-                placed = [(factor, sides[0]) for factor in _differentiated(s.factors, f)]
-                placed += [(factor, sides[1]) for factor in _differentiated(t.factors, g)]
-                slopes = self._expectation(placed)
-                tangent = None if slopes is None else self.tangent(f.leaf, sides[0], g.leaf, sides[1])
-                if slopes is not None and tangent is not None:
-                    found.append(slopes * tangent)
-        return self._add(found)
+                parts = [
+                    self.coefficient(s.coefficient, sides[0], labels[0]),
+                    self.coefficient(t.coefficient, sides[1], labels[1]),
+                    value,
+                ]
+                found.append(contract(parts, {**(gone or {}), **({_WIDTH: a.size} if summed else {})}))
+        return add(found)
 
-    # Expectations of products of univariate functions
+    def _terms(
+        self, s: Term, t: Term, sides: tuple[int, int], labels: tuple[Labels, Labels], tangent: bool
+    ) -> Field | None:
+        left = [Placed.of(factor, sides[0], labels[0]) for factor in s.factors]
+        right = [Placed.of(factor, sides[1], labels[1]) for factor in t.factors]
+        return self.expectations.pair(left, right, tangent=tangent)
 
-    def _expectation(self, placed: Sequence[tuple[Factor, int]]) -> Value:
-        """E[Π φ_i(u_i)], by independent groups of at most two Gaussians each."""
-        variables: dict[tuple[Leaf, int], list[Elementwise]] = {}
-        for factor, side in placed:
-            if is_degenerate(factor.leaf):
-                return None
-            variables.setdefault((factor.leaf, side), []).append(factor.function)
-        total: Value = jnp.ones((), self.dtype)
-        for group in _correlated_groups(list(variables)):
-            value = self._group(group, variables)
-            if value is None:
-                return None
-            total = total * value
-        return total
 
-    def _group(self, group: Sequence[tuple[Leaf, int]], variables: dict[tuple[Leaf, int], list[Elementwise]]) -> Value:
-        if len(group) > 2:
-            raise UnsupportedModelError(
-                f"the product of {len(group)} correlated Gaussians",
-                reason="only expectations of two correlated Gaussians have a closed rule",
-                advice="Put a dense layer between the branches",
-                source=next((leaf.source for leaf, _ in group if leaf.source), None),
-            )
-        if len(group) == 1:
-            (leaf, side), functions = group[0], variables[group[0]]
-            return self._one_gaussian(leaf, side, functions)
-        (u, side_u), (v, side_v) = group
-        f, g = _product(variables[group[0]]), _product(variables[group[1]])
-        covariance = self.second_moment(u, side_u, v, side_v)
-        if f.is_identity and g.is_identity:
-            return covariance
-        self.uses.append(DualUse(f, g, u, v))
+def as_segment(leaf: Leaf) -> Segment:
+    return leaf.segment if isinstance(leaf, SumLeaf) else Segment(1, (of_leaf(leaf),), leaf.space)
 
-        return self._branch(
-            partial(_DUAL, analysed(f), analysed(g), order=self.order),
-            self.variance(u, side_u),
-            self.variance(v, side_v),
-            self._number(covariance),
-            self._parameters(f, side_u),
-            self._parameters(g, side_v),
+
+def _own(leaf: Leaf) -> ParameterStatistics | None:
+    """The parameter that a leaf is linear in."""
+    while isinstance(leaf, ViewLeaf):
+        leaf = leaf.leaf
+    if isinstance(leaf, ParameterLeaf):
+        return leaf.parameter
+    return leaf.weight if isinstance(leaf, WeightLeaf | EmbeddingLeaf) else None
+
+
+def _input_labels(leaf: WeightLeaf, labels: Labels) -> dict[int, int]:
+    """For each axis of the input's positions that is not contracted, its label."""
+    axes = [axis for axis in range(len(leaf.input[0].space)) if axis not in leaf.contracted]
+    return dict(zip(axes, labels, strict=True))
+
+
+def _check_alike(a: WeightLeaf, b: WeightLeaf) -> None:
+    def shape(leaf: WeightLeaf) -> Any:
+        space = leaf.input[0].space
+        kept = [[space[axis] for axis in axes] for axes in (leaf.contracted, leaf.unshared)]
+        return [s.size for s in leaf.input], kept, len(leaf.windows), leaf.groups
+
+    if shape(a) != shape(b):
+        raise UnsupportedModelError(
+            f"the weight {a.weight.name}",
+            reason="it is applied to two signals whose features are put together differently",
+            advice="Use separate weights",
+            source=b.source,
         )
-
-    def _branch(self, function: Callable[..., Any], *operands: Any) -> Any:
-        if self.finite is None:
-            return function(*operands)
-        return jax.lax.cond(self.finite, function, lambda *_: jnp.full((), jnp.nan, self.dtype), *operands)
-
-    def _one_gaussian(self, leaf: Leaf, side: int, functions: list[Elementwise]) -> Value:
-        if all(function.is_identity for function in functions):
-            return None if len(functions) % 2 else self._even_power(leaf, side, len(functions))
-        variance = self.variance(leaf, side)
-        f = functions[0]
-        if len(functions) == 1:
-            return self._branch(partial(_MEAN, analysed(f)), variance, self._parameters(f, side))
-        g = _product(functions[1:])
-        return self._branch(
-            partial(_PRODUCT_MEAN, analysed(f), analysed(g)),
-            variance,
-            self._parameters(f, side),
-            self._parameters(g, side),
-        )
-
-    def _even_power(self, leaf: Leaf, side: int, power: int) -> Value:
-        """E[u^p] = (p − 1)!! a^(p/2)."""
-        variance = self.variance(leaf, side)
-        result = jnp.ones((), self.dtype)
-        for odd in range(1, power, 2):
-            result = result * odd * variance
-        return result
-
-    def _parameters(self, function: Elementwise, side: int) -> tuple[jax.Array, ...]:
-        return tuple(self.known(parameter, side) for parameter in function.parameters)
-
-    # Structural zeros
-
-    def _add(self, values: Sequence[Value]) -> Value:
-        total: Value = None
-        for value in values:
-            if value is not None:
-                total = value if total is None else total + value
-        return total
-
-    def _number(self, value: Value) -> jax.Array:
-        return jnp.zeros((), self.dtype) if value is None else jnp.asarray(value, self.dtype)
-
-
-def _as_segment(leaf: Leaf) -> Segment:
-    return leaf.segment if isinstance(leaf, SumLeaf) else Segment(1, (of_leaf(leaf),))
-
-
-def _differentiated(factors: Sequence[Factor], which: Factor) -> list[Factor]:
-    """The factors with one replaced by its derivative; the derivative of a bare leaf is 1."""
-    result = []
-    for factor in factors:
-        if factor is not which:
-            result.append(factor)
-        elif not factor.function.is_identity:
-            result.append(Factor(factor.function.derivative, factor.leaf))
-    return result
-
-
-def _product(functions: Sequence[Elementwise]) -> Elementwise:
-    product = functions[0]
-    for function in functions[1:]:
-        product = compose(MULTIPLY, (product, function))
-    return product
-
-
-def _correlated_groups(places: list[tuple[Leaf, int]]) -> list[list[tuple[Leaf, int]]]:
-    """Connected components of the relation "came from a common parameter"."""
-    groups: list[list[tuple[Leaf, int]]] = []
-    for place in places:
-        related = [g for g in groups if any(not place[0].roots.isdisjoint(leaf.roots) for leaf, _ in g)]
-        merged = [other for group in related for other in group]
-        groups = [g for g in groups if g not in related]
-        groups.append([*merged, place])
-    return groups

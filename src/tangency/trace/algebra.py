@@ -7,10 +7,11 @@ leaf are composed. A parameter of zero variance is kept to first order, which is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
 from ..errors import UnsupportedModelError
 from ..graph.elementwise import IDENTITY, Elementwise
@@ -48,15 +49,15 @@ class Algebra:
 
     def add(self, segments: Sequence[Segment], source: str | None) -> Segment:
         terms = [term for segment in segments for term in segment.terms]
-        return self._normal(segments[0].size, terms, source)
+        return self.normal(segments[0], terms, source)
 
     def scale(self, segment: Segment, coefficient: Known, source: str | None) -> Segment:
         terms = [Term(kn.multiply(coefficient, term.coefficient), term.factors) for term in segment.terms]
-        return self._normal(segment.size, terms, source)
+        return self.normal(segment, terms, source)
 
     def multiply(self, a: Segment, b: Segment, source: str | None) -> Segment:
         terms = [product for s in a.terms for t in b.terms for product in _product(s, t)]
-        return self._normal(a.size, terms, source)
+        return self.normal(a, terms, source)
 
     def compose(self, operation: Operation, operands: Sequence[Segment | Known], source: str | None) -> Segment:
         """A nonlinear elementwise operation. Its random operands must be functions of one Gaussian.
@@ -64,20 +65,20 @@ class Algebra:
         Raises:
             UnsupportedModelError: several Gaussians meet in one nonlinearity, or its shift varies along the width.
         """
-        size = next(o.size for o in operands if isinstance(o, Segment))
-        leaf = _common_leaf(operation, operands, source)
-        if leaf is not None:
-            operands = [o if isinstance(o, Segment) else _one_number(o, operation, source) for o in operands]
-        values = [_univariate(o, leaf, operation, source) if isinstance(o, Segment) else o for o in operands]
-        if leaf is None:
-            value = _known_result(operation, operands, size)
+        like = next(o for o in operands if isinstance(o, Segment))
+        place = _common_place(operation, operands, source)
+        if place is not None:
+            operands = [o if isinstance(o, Segment) else _over_positions(o, operation, source) for o in operands]
+        values = [_univariate(o, place, operation, source) if isinstance(o, Segment) else o for o in operands]
+        if place is None:
+            value = _known_result(operation, operands)
             terms = [Term(value)]
         else:
-            terms = [Term(ONE, (Factor(compose_program(operation, tuple(values)), leaf),))]
+            terms = [Term(ONE, (Factor(compose_program(operation, tuple(values)), *place),))]
         for index, operand in enumerate(operands):
             if isinstance(operand, Segment) and operation.name not in _FLAT and (operation.name, index) != _CONDITION:
-                terms += self._first_order(operation, index, operand, values, leaf, source)
-        return self._normal(size, terms, source)
+                terms += self._first_order(operation, index, operand, values, operands, place, source)
+        return self.normal(like, terms, source)
 
     def _first_order(
         self,
@@ -85,7 +86,8 @@ class Algebra:
         index: int,
         operand: Segment,
         values: Sequence[Elementwise | Known],
-        leaf: Leaf | None,
+        operands: Sequence[Segment | Known],
+        place: Place | None,
         source: str | None,
     ) -> list[Term]:
         """What a zero-variance parameter inside a nonlinearity contributes: its own factor times ∂operation."""
@@ -94,29 +96,38 @@ class Algebra:
             if not term.degenerate:
                 continue
             slope_operation: Any = Partial(operation, index)
-            if leaf is None:
-                raise _refuse_known_nonlinearity(operation, source)
+            if place is None:
+                known = [_known_part(o) if isinstance(o, Segment) else o for o in operands]
+                rate = kn.apply(slope_operation, known, _joint_shape(known))
+                terms.append(Term(kn.multiply(rate, term.coefficient), term.degenerate))
+                continue
             slope = compose_program(slope_operation, tuple(values))
-            rest = _univariate(Segment(operand.size, (Term(term.coefficient, term.random),)), leaf, operation, source)
-            function = compose_program(kn.MULTIPLY, (slope, rest))
-            terms.append(Term(ONE, (Factor(function, leaf), *term.degenerate)))
+            terms += _product(Term(ONE, (Factor(slope, *place),)), term)
         return terms
 
-    def _normal(self, size: int, terms: Sequence[Term], source: str | None) -> Segment:
+    def normal(self, like: Segment, terms: Sequence[Term], source: str | None) -> Segment:
+        """The segment of these terms in normal form, of the size and positions of `like`."""
         terms = _merge_equal([t for t in terms if not is_number(t.coefficient, 0.0) and len(t.degenerate) < 2])
         terms = _compose_equal_leaves(terms)
         constant = [term for term in terms if not term.factors]
-        gaussian = [term for term in terms if term.factors]
+        # A zero-variance parameter times a random leaf differs from unit to unit together with the slopes of what
+        # follows; it is no part of one Gaussian. Alone, as a bias, it is.
+        mixed = [term for term in terms if term.degenerate and term.random]
+        gaussian = [term for term in terms if term.factors and not (term.degenerate and term.random)]
+        if mixed and sum(bool(term.random) for term in gaussian) == 1:
+            mixed += [term for term in gaussian if term.degenerate]
+            gaussian = [term for term in gaussian if not term.degenerate]
         random = any(term.random for term in gaussian)
         if random and all(_is_gaussian(term) for term in gaussian) and not _is_plain(gaussian):
-            gaussian = [of_leaf(self._sum(size, gaussian, source))]
-            terms = [*gaussian, *constant]
-        return Segment(size, tuple(terms) or (Term(ZERO),))
+            sealed = of_leaf(self._sum(like, gaussian, source))
+            terms = [sealed, *(_in_terms_of(sealed, gaussian, term) for term in mixed), *constant]
+        return replace(like, terms=tuple(terms) or (Term(ZERO),))
 
-    def _sum(self, size: int, terms: Sequence[Term], source: str | None) -> SumLeaf:
-        key = (size, frozenset((_coefficient_key(t.coefficient), frozenset(t.leaves)) for t in terms))
+    def _sum(self, like: Segment, terms: Sequence[Term], source: str | None) -> SumLeaf:
+        parts = frozenset((_coefficient_key(t.coefficient), frozenset(f.place for f in t.factors)) for t in terms)
+        key = (like.size, like.space, parts)
         if key not in self._sums:
-            self._sums[key] = SumLeaf(Segment(size, tuple(terms)), source=source)
+            self._sums[key] = SumLeaf(replace(like, terms=tuple(terms)), source=source)
         return self._sums[key]
 
 
@@ -126,6 +137,9 @@ _FLAT = frozenset(
 """Operations with zero derivative, to which a zero-variance parameter contributes nothing."""
 _CONDITION = ("select_n", 0)
 
+Place: TypeAlias = tuple[Leaf, tuple[int, ...]]
+"""A random variable: a leaf, and the axes of the field that the leaf's own axes run along."""
+
 
 def _coefficient_key(coefficient: Known) -> Any:
     return coefficient.scalar if isinstance(coefficient, Constant) and not coefficient.shape else coefficient
@@ -133,27 +147,38 @@ def _coefficient_key(coefficient: Known) -> Any:
 
 def _is_gaussian(term: Term) -> bool:
     """A number times one Gaussian leaf, times zero-variance parameters."""
-    linear = all(factor.function.is_identity for factor in term.factors)
+    linear = all(factor.function.is_identity and factor.leaf.gaussian for factor in term.factors)
     return linear and len(term.random) <= 1 and not term.varies
 
 
+def _in_terms_of(sealed: Term, parts: Sequence[Term], term: Term) -> Term:
+    """A term that repeats the one part of a sealed sum, with the sealed leaf in its place."""
+    if len(parts) != 1 or parts[0].coefficient is not term.coefficient:
+        return term
+    (part,) = parts[0].factors
+    if part not in term.factors:
+        return term
+    return Term(ONE, tuple(sealed.factors[0] if factor == part else factor for factor in term.factors))
+
+
 def _is_plain(terms: Sequence[Term]) -> bool:
-    """One leaf times a constant: nothing to seal."""
-    return len(terms) == 1 and len(terms[0].factors) == 1 and isinstance(terms[0].coefficient, Constant)
+    """One leaf times a number, or one leaf over all positions: nothing to seal."""
+    if len(terms) != 1 or len(terms[0].factors) != 1:
+        return False
+    return isinstance(terms[0].coefficient, Constant) and not terms[0].coefficient.shape
 
 
 def _product(s: Term, t: Term) -> list[Term]:
     shared = {leaf for leaf in s.leaves if leaf in t.leaves}
     if any(is_degenerate(leaf) for leaf in shared):
         return []
-    functions = {factor.leaf: factor.function for factor in s.factors}
+    functions = {factor.place: factor.function for factor in s.factors}
     for factor in t.factors:
-        if factor.leaf in functions:
-            product = compose_program(kn.MULTIPLY, (functions[factor.leaf], factor.function))
-            functions[factor.leaf] = product
-        else:
-            functions[factor.leaf] = factor.function
-    factors = tuple(Factor(function, leaf) for leaf, function in functions.items())
+        known = functions.get(factor.place)
+        functions[factor.place] = (
+            factor.function if known is None else compose_program(kn.MULTIPLY, (known, factor.function))
+        )
+    factors = tuple(Factor(function, *place) for place, function in functions.items())
     return [Term(kn.multiply(s.coefficient, t.coefficient), factors)]
 
 
@@ -170,40 +195,41 @@ def _merge_equal(terms: Sequence[Term]) -> list[Term]:
 
 def _compose_equal_leaves(terms: list[Term]) -> list[Term]:
     """Constant combinations of functions of one leaf become one function: spans such as u/2 + |u|/2 are seen."""
-    groups: dict[Leaf, list[Term]] = {}
+    groups: dict[Place, list[Term]] = {}
     rest: list[Term] = []
     constants: list[Term] = []
     for term in terms:
-        fixed = isinstance(term.coefficient, Constant) and not term.varies
+        fixed = isinstance(term.coefficient, Constant) and not term.coefficient.shape
         if fixed and len(term.factors) == 1 and not term.degenerate:
-            groups.setdefault(term.factors[0].leaf, []).append(term)
+            groups.setdefault(term.factors[0].place, []).append(term)
         elif fixed and not term.factors:
             constants.append(term)
         else:
             rest.append(term)
     if len(groups) == 1 and not rest:
-        leaf, group = next(iter(groups.items()))
+        place, group = next(iter(groups.items()))
         if not all(term.factors[0].function.is_identity for term in group):
-            groups = {leaf: [*group, *constants]}
+            groups = {place: [*group, *constants]}
             constants = []
-    combined = [t for leaf, group in groups.items() for t in _combine(leaf, group)]
+    combined = [t for place, group in groups.items() for t in _combine(place, group)]
     return [*combined, *rest, *constants]
 
 
-def _combine(leaf: Leaf, group: list[Term]) -> list[Term]:
+def _combine(place: Place, group: list[Term]) -> list[Term]:
     plain = group[0].factors[0].function.is_identity or is_number(group[0].coefficient, 1.0)
     if len(group) == 1 and plain:
         return group
-    return [Term(ONE, (Factor(_linear_combination(group), leaf),))]
+    return [Term(ONE, (Factor(_linear_combination(group), *place),))]
 
 
 def _linear_combination(terms: Sequence[Term]) -> Elementwise:
     """Σ coefficient · φ(u) over terms of at most one factor each."""
     total: Elementwise | Known = ZERO
     for term in terms:
-        value: Elementwise | Known = term.factors[0].function if term.factors else term.coefficient
-        if term.factors and not is_number(term.coefficient, 1.0):
-            value = compose_program(kn.MULTIPLY, (term.factors[0].function, term.coefficient))
+        coefficient = positions_only(term.coefficient)
+        value: Elementwise | Known = term.factors[0].function if term.factors else coefficient
+        if term.factors and not is_number(coefficient, 1.0):
+            value = compose_program(kn.MULTIPLY, (term.factors[0].function, coefficient))
         if is_number_zero(total):
             total = value
         elif isinstance(total, Elementwise) or isinstance(value, Elementwise):
@@ -219,31 +245,54 @@ def is_number_zero(value: Elementwise | Known) -> bool:
     return isinstance(value, Known) and is_number(value, 0.0)
 
 
-def _common_leaf(operation: Operation, operands: Sequence[Segment | Known], source: str | None) -> Leaf | None:
-    leaves = {
-        leaf: None
+def _common_place(operation: Operation, operands: Sequence[Segment | Known], source: str | None) -> Place | None:
+    places = {
+        factor.place: None
         for operand in operands
         if isinstance(operand, Segment)
         for term in operand.terms
-        for leaf in (factor.leaf for factor in term.random)
+        if not term.degenerate
+        for factor in term.random
     }
-    if len(leaves) > 1:
+    if len(places) > 1:
         raise UnsupportedModelError(
             f"'{operation.name}'",
-            reason=f"it is a nonlinear function of {len(leaves)} different Gaussians, which has no closed rule",
+            reason=f"it is a nonlinear function of {len(places)} different Gaussians, which has no closed rule",
             advice="Apply the activation before the branches are added or multiplied, or put a dense layer in between",
             source=source,
         )
-    return next(iter(leaves), None)
+    place = next(iter(places), None)
+    if place is not None and not place[0].gaussian:
+        raise UnsupportedModelError(
+            f"'{operation.name}'",
+            reason="it is a nonlinear function of a linear map of activations (a pooled or depthwise signal), which is "
+            "not Gaussian",
+            advice="Put a dense layer or a full convolution before the activation",
+            source=source,
+        )
+    return place
 
 
-def _one_number(value: Known, operation: Operation, source: str | None) -> Known:
-    if not value.shape:
-        return value
-    number = value.scalar if isinstance(value, Constant) else None
-    if number is None:
+def _over_positions(value: Known, operation: Operation, source: str | None) -> Known:
+    """A coefficient without its width, along which it must not vary."""
+    if value.shape and value.shape[-1] != 1:
         raise _varies(operation, source)
-    return Constant.of(number)
+    return positions_only(value)
+
+
+def positions_only(coefficient: Known) -> Known:
+    """A coefficient (*positions, 1) as an array over positions; a number where it is one everywhere."""
+    if not coefficient.shape:
+        return coefficient
+    if isinstance(coefficient, Constant) and coefficient.scalar is not None:
+        return kn.constant(coefficient.scalar)
+    shape = coefficient.shape[:-1]
+    return kn.reshape(coefficient, shape if any(n != 1 for n in shape) else ())
+
+
+def with_width(value: Known) -> Known:
+    """An array over positions as a coefficient (*positions, 1)."""
+    return kn.reshape(value, (*value.shape, 1)) if value.shape else value
 
 
 def _varies(operation: Operation, source: str | None) -> UnsupportedModelError:
@@ -255,10 +304,10 @@ def _varies(operation: Operation, source: str | None) -> UnsupportedModelError:
     )
 
 
-def _univariate(segment: Segment, leaf: Leaf | None, operation: Operation, source: str | None) -> Elementwise | Known:
+def _univariate(segment: Segment, place: Place | None, operation: Operation, source: str | None) -> Elementwise | Known:
     """The part of a segment without zero-variance parameters, as a function of its one leaf."""
     terms = [term for term in segment.terms if not term.degenerate]
-    if leaf is None:
+    if place is None:
         return ZERO
     if any(term.varies for term in terms):
         raise _varies(operation, source)
@@ -267,24 +316,19 @@ def _univariate(segment: Segment, leaf: Leaf | None, operation: Operation, sourc
     return _linear_combination(terms)
 
 
-def _known_result(operation: Operation, operands: Sequence[Segment | Known], size: int) -> Known:
-    values: list[Known] = []
-    for operand in operands:
-        if isinstance(operand, Segment):
-            total: Known = ZERO
-            for term in operand.terms:
-                if not term.degenerate:
-                    total = kn.add(total, term.coefficient)
-            operand = total
-        values.append(operand)
-    shape = (size,) if any(value.shape for value in values) else ()
-    return kn.apply(operation, values, shape)
+def _known_part(segment: Segment) -> Known:
+    """What a segment without random leaves is, its parameters of zero variance at their means."""
+    total: Known = ZERO
+    for term in segment.terms:
+        if not term.degenerate:
+            total = kn.add(total, term.coefficient)
+    return total
 
 
-def _refuse_known_nonlinearity(operation: Operation, source: str | None) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"'{operation.name}'",
-        reason="it is a nonlinear function of the input plus a trainable shift or scale, before any dense layer",
-        advice="Freeze that parameter with trainable=, or put a dense layer before the activation",
-        source=source,
-    )
+def _joint_shape(values: Sequence[Known]) -> tuple[int, ...]:
+    return np.broadcast_shapes(*(value.shape for value in values if value.shape))
+
+
+def _known_result(operation: Operation, operands: Sequence[Segment | Known]) -> Known:
+    values = [_known_part(o) if isinstance(o, Segment) else o for o in operands]
+    return kn.apply(operation, values, _joint_shape(values))

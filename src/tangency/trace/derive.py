@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -17,7 +17,9 @@ from ..errors import InputError, TangencyError, UnsupportedModelError
 from ..graph.graph import Graph
 from ..graph.known import Constant, Input, Known
 from ..graph.signal import ParameterStatistics, Signal
-from . import rules as rules
+from . import contraction as contraction
+from . import lookup as lookup
+from . import loops as loops
 from .initialisers import InitialiserStatistics, UnresolvedInitialiser, initialiser_statistics
 from .interpreter import Interpreter, live_inputs
 from .model import Initialised, ModelFunctions
@@ -47,8 +49,10 @@ class _Traced:
     rates: tuple[float | None, ...]
 
 
-def derive(functions: ModelFunctions, input_shape: Sequence[int], settings: Settings) -> Graph:
-    """Trace the model on one example of `input_shape` and derive its limit graph.
+def derive(
+    functions: ModelFunctions, input_shape: Sequence[int], settings: Settings, *, integers: bool = False
+) -> Graph:
+    """Trace the model on one example of `input_shape` (of `integers`, such as tokens) and derive its limit graph.
 
     Raises:
         InputError: the model cannot be called on such an example, or a setting does not fit it.
@@ -56,7 +60,7 @@ def derive(functions: ModelFunctions, input_shape: Sequence[int], settings: Sett
     """
     shape = tuple(int(length) for length in input_shape)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        traced = _trace(functions, shape, settings)
+        traced = _trace(functions, shape, settings, jnp.int32 if integers else jnp.float64)
         _check_names(settings, traced.names)
         statistics = initialiser_statistics(traced.initialise)
         live = live_inputs(traced.forward.jaxpr)
@@ -65,22 +69,23 @@ def derive(functions: ModelFunctions, input_shape: Sequence[int], settings: Sett
         interpreter = Interpreter()
         output = _check_output(interpreter.run(traced.forward, [*arguments, Input(shape)])[0])
         interpreter.check_averages(output)
-    graph = Graph(output, shape, name=functions.name)
+    graph = Graph(output, shape, name=functions.name, integers=integers)
+    interpreter.check_pieces(graph.leaves)
     parameters = [a.parameter for a in arguments if isinstance(a, ParameterView)]
     used = {root for leaf in graph.leaves for root in leaf.roots}
     unused = tuple(p for p in parameters if p not in used and p.learning_rate != 0.0)
     notes = notes_on(graph, unused)
     if settings.strict and notes:
         raise UnsupportedModelError("strict=True", reason=notes[0], advice="Change the model or drop strict=True")
-    return Graph(graph.output, shape, unused, notes, functions.name)
+    return replace(graph, unused=unused, notes=notes)
 
 
-def _trace(functions: ModelFunctions, shape: tuple[int, ...], settings: Settings) -> _Traced:
+def _trace(functions: ModelFunctions, shape: tuple[int, ...], settings: Settings, dtype: Any) -> _Traced:
     key = jax.random.key(0)
     captured: list[Initialised] = []
 
     def initialise(key: Any) -> list[Any]:
-        example = jnp.zeros(shape)
+        example = jnp.zeros(shape, dtype)
         captured.append(functions.initialise(key, example[None] if functions.batched else example))
         return jax.tree.leaves((captured[-1].parameters, captured[-1].state))
 
@@ -94,7 +99,7 @@ def _trace(functions: ModelFunctions, shape: tuple[int, ...], settings: Settings
         return made.call(parameters, state, x[None] if batched else x)
 
     avals = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in initial.out_avals]
-    example = jax.ShapeDtypeStruct(shape, jnp.float64)
+    example = jax.ShapeDtypeStruct(shape, dtype)
     jaxpr = _call_user(functions, shape, "be called", lambda: jax.make_jaxpr(forward)(avals, example))
     if len(jaxpr.out_avals) != 1 or not jnp.issubdtype(jaxpr.out_avals[0].dtype, jnp.floating):
         raise InputError(
@@ -105,7 +110,9 @@ def _trace(functions: ModelFunctions, shape: tuple[int, ...], settings: Settings
         # Positive numbers suit variances and scales; mixed signs keep a ReLU from hiding a difference.
         for spread in (0.1, 1.0):
             arrays = jax.tree.unflatten(structure, [_sample(aval, spread) for aval in initial.out_avals])
-            _call_user(functions, shape, "be called", partial(_refuse_mixed_batch, partial(made.call, *arrays), shape))
+            _call_user(
+                functions, shape, "be called", partial(_refuse_mixed_batch, partial(made.call, *arrays), shape, dtype)
+            )
     trains, rates = _training(made, settings)
     paths = [path for tree in (made.parameters, made.state) for path, _ in jax.tree.leaves_with_path(tree)]
     return _Traced(initial, jaxpr, tuple(map(_parameter_name, paths)), trains, rates)
@@ -120,9 +127,11 @@ def _sample(aval: Any, spread: float) -> Any:
     return jnp.asarray(0.5 + spread * np.random.default_rng(0).standard_normal(aval.shape), aval.dtype)
 
 
-def _refuse_mixed_batch(call: Any, shape: tuple[int, ...]) -> None:
+def _refuse_mixed_batch(call: Any, shape: tuple[int, ...], dtype: Any) -> None:
     """Compare batches of one and two: a batch of one cannot show whether examples meet, as in BatchNorm's training."""
-    x = jnp.asarray(np.random.default_rng(1).standard_normal((2, *shape)))
+    rng = np.random.default_rng(1)
+    integers = jnp.issubdtype(dtype, jnp.integer)
+    x = jnp.asarray(rng.integers(0, 2, (2, *shape)) if integers else rng.standard_normal((2, *shape)), dtype)
     alone = np.concatenate([np.asarray(call(x[:1])), np.asarray(call(x[1:]))])
     together = np.asarray(call(x))
     if not np.allclose(alone, together, rtol=1e-4, atol=1e-6, equal_nan=True):
@@ -232,7 +241,8 @@ def _argument(
         rate = found.variance or None
     number = float(mean.flat[0]) if mean.size and np.all(mean == mean.flat[0]) else float("nan")
     parameter = ParameterStatistics(name, aval.shape, number, float(found.variance), rate, found.distribution)
-    return ParameterView(parameter, aval.shape, tuple(range(len(aval.shape))), mean)
+    axes = tuple(frozenset((axis,)) if length != 1 else frozenset[int]() for axis, length in enumerate(aval.shape))
+    return ParameterView(parameter, aval.shape, axes, mean)
 
 
 def _refuse_reused_draws(traced: _Traced, statistics: Sequence[Any], live: Sequence[bool]) -> None:

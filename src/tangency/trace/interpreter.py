@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.extend import core as jex
 
 from ..errors import UnsupportedModelError
-from ..graph.known import Constant, Known, is_number
+from ..graph.known import Known
 from ..graph.signal import (
-    DenseLeaf,
+    EmbeddingLeaf,
     Factor,
     Leaf,
+    LinearLeaf,
     ParameterLeaf,
     ParameterStatistics,
     Segment,
     Signal,
     SumLeaf,
     Term,
-    of_leaf,
+    ViewLeaf,
+    WeightLeaf,
 )
+from . import known as kn
 from .algebra import Algebra
 from .custom_derivatives import check_custom_derivative
 from .known import may_be_pending
 from .source import source_line
-from .values import Opaque, ParameterView, Value
+from .values import Opaque, Value
 
 Rule = Callable[["Interpreter", "Equation"], Sequence[Value]]
 RULES: dict[str, Rule] = {}
+
+L = TypeVar("L", bound=Leaf)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -88,10 +93,10 @@ class Interpreter:
     """Walks a jaxpr and gives every live variable a value."""
 
     algebra: Algebra = field(default_factory=Algebra)
-    roles: dict[ParameterStatistics, int | None] = field(default_factory=dict)
-    leaves: dict[tuple[ParameterStatistics, float], ParameterLeaf] = field(default_factory=dict)
-    products: dict[Any, DenseLeaf] = field(default_factory=dict)
+    roles: dict[ParameterStatistics, Any] = field(default_factory=dict)
     averaged: list[tuple[frozenset[Leaf], Equation]] = field(default_factory=list)
+    _leaves: dict[Any, Any] = field(default_factory=dict)
+    _pieces: dict[Any, ParameterStatistics] = field(default_factory=dict)
 
     def run(self, jaxpr: jex.ClosedJaxpr, arguments: Sequence[Value], source: str | None = None) -> list[Value]:
         """The values of the jaxpr's outputs."""
@@ -110,22 +115,56 @@ class Interpreter:
                 environment[variable] = value
         return [read(atom) for atom in jaxpr.jaxpr.outvars]
 
-    def parameter_segment(self, view: ParameterView, source: str | None) -> Segment:
-        """A vector of parameters as a signal: its mean, and a zero-mean leaf that is one wherever it is used."""
-        self.claim(view.parameter, None, source)
-        leaf = self.leaves.setdefault(
-            (view.parameter, view.scale), ParameterLeaf(view.parameter, view.scale, source=source)
-        )
-        size = int(np.prod(view.shape, dtype=int))
-        mean = Constant.of(view.mean.reshape(-1))
-        constant = mean if mean.scalar is None else Constant.of(mean.scalar)
-        terms = () if is_number(constant, 0.0) else (Term(constant),)
-        return Segment(size, (of_leaf(leaf), *terms))
+    def interned(self, leaf: L) -> L:
+        """The one leaf of its kind and parts, wherever the model forms it."""
+        parts = tuple(_identity(getattr(leaf, part.name)) for part in fields(leaf) if part.name != "source")
+        return self._leaves.setdefault((type(leaf), parts), leaf)
 
-    def dense_leaf(self, view: ParameterView, segments: tuple[Segment, ...], source: str | None) -> DenseLeaf:
-        """W s, one leaf wherever the model forms it."""
-        key = (view.parameter, view.scale, tuple((segment.size, segment.terms) for segment in segments))
-        return self.products.setdefault(key, DenseLeaf(view.parameter, segments, view.scale, source=source))
+    def piece(self, whole: ParameterStatistics, axis: int, start: int, stop: int, length: int) -> ParameterStatistics:
+        """Entries start … stop − 1 along one axis of a parameter: a parameter of its own. Axis −1: its units."""
+        if (start, stop) == (0, length):
+            return whole
+        key = (whole, axis, start, stop)
+        if key not in self._pieces:
+            where = "units " if axis < 0 else ":, " * axis
+            ends = f"{start}" if stop == start + 1 else f"{start}:{stop}"
+            name = f"{whole.name}[{where}{ends}]"
+            shape = tuple(stop - start if i == axis else n for i, n in enumerate(whole.shape))
+            self._pieces[key] = replace(whole, name=name, shape=shape, whole=whole, interval=(axis, start, stop))
+        return self._pieces[key]
+
+    def piece_of(self, segment: Segment, start: int, stop: int, equation: Equation) -> Segment:
+        """A stretch of the width, whose units have parameters of their own."""
+        terms = []
+        for term in segment.terms:
+            coefficient = term.coefficient
+            if term.varies:
+                coefficient = kn.cut(coefficient, len(coefficient.shape) - 1, start, stop)
+            factors = tuple(
+                Factor(f.function, self._piece_of_leaf(f.leaf, start, stop, segment.size, equation), f.axes)
+                for f in term.factors
+            )
+            terms.append(Term(coefficient, factors))
+        return Segment(stop - start, tuple(terms), segment.space)
+
+    def _piece_of_leaf(self, leaf: Leaf, start: int, stop: int, size: int, equation: Equation) -> Leaf:
+        def inner(segment: Segment) -> Segment:
+            return self.piece_of(replace(segment, size=size), start, stop, equation)
+
+        match leaf:
+            case ParameterLeaf():
+                piece = self.piece(leaf.parameter, -1, start, stop, size)
+                return self.interned(replace(leaf, parameter=piece))
+            case EmbeddingLeaf() | WeightLeaf(gaussian=True):
+                return self.interned(replace(leaf, weight=self.piece(leaf.weight, -1, start, stop, size)))
+            case SumLeaf() | LinearLeaf():
+                return self.interned(replace(leaf, segment=inner(leaf.segment)))
+            case ViewLeaf():
+                return self.interned(replace(leaf, leaf=self._piece_of_leaf(leaf.leaf, start, stop, size, equation)))
+        raise equation.refuse("it splits the units of a depthwise convolution", "Split before the convolution")
+
+    def refusal(self, reason: str, advice: str, source: str | None) -> UnsupportedModelError:
+        return UnsupportedModelError("the model", reason=reason, advice=advice, source=source)
 
     def check_averages(self, output: Signal) -> None:
         """The law of large numbers needs a width that grows: the network's outputs do not.
@@ -141,19 +180,49 @@ class Interpreter:
                     "Put a dense layer after it, or leave the outputs as they are",
                 )
 
-    def claim(self, parameter: ParameterStatistics, role: int | None, source: str | None) -> None:
-        """Note how a parameter is used: contracted along one of its axes, or (None) entry by entry."""
-        if self.roles.setdefault(parameter, role) != role:
-            both = role is None or self.roles[parameter] is None
-            raise UnsupportedModelError(
-                f"the parameter {parameter.name}",
-                reason="it is used both as a weight and entry by entry, so that the two are correlated"
-                if both
-                else "it is used together with its transpose, and their products do not become Gaussian however wide "
-                "the layer",
-                advice="Use a separate parameter in one of the two places",
-                source=source,
+    def claim(self, parameter: ParameterStatistics, role: Any, source: str | None) -> None:
+        """Note how a parameter is used: ("weight", axes contracted), ("rows",) or ("entries", …)."""
+        known = self.roles.setdefault(parameter, role)
+        if known == role:
+            return
+        kinds = {known[0], role[0]}
+        if kinds == {"weight"}:
+            reason = (
+                "it is used together with its transpose, and their products do not become Gaussian however wide the "
+                "layer"
             )
+        elif len(kinds) == 2:
+            what = {"weight": "as a weight", "rows": "as an embedding", "entries": "entry by entry"}
+            first, second = (what[kind] for kind in sorted(kinds, key=["weight", "rows", "entries"].index))
+            reason = f"it is used both {first} and {second}, so that the two are correlated"
+        else:
+            reason = "its entries are used along different axes in two places"
+        raise UnsupportedModelError(
+            f"the parameter {parameter.name}",
+            reason=reason,
+            advice="Use a separate parameter in one of the two places",
+            source=source,
+        )
+
+    def check_pieces(self, leaves: Sequence[Leaf]) -> None:
+        """Pieces of one parameter must be disjoint or the same.
+
+        Raises:
+            UnsupportedModelError: two different pieces share entries.
+        """
+        boxes: dict[ParameterStatistics, list[tuple[ParameterStatistics, dict[int, tuple[int, int]]]]] = {}
+        sources = {root: leaf.source for leaf in reversed(leaves) for root in leaf.roots}
+        for root in sources:
+            whole, box = _box(root)
+            for other, there in boxes.setdefault(whole, []):
+                if not any(box[a][0] >= there[a][1] or there[a][0] >= box[a][1] for a in box.keys() & there.keys()):
+                    raise UnsupportedModelError(
+                        f"the parameter {whole.name}",
+                        reason=f"its pieces {other.name} and {root.name} share entries, so that the two are correlated",
+                        advice="Cut it into disjoint pieces, or use a separate parameter for each",
+                        source=sources[root] or sources[other],
+                    )
+            boxes[whole].append((root, box))
 
     def _interpret(self, equation: Equation) -> Sequence[Value]:
         if equation.name in _INLINED:
@@ -190,22 +259,44 @@ class Interpreter:
 
 
 def width_leaves(segment: Segment) -> frozenset[Leaf]:
-    """The leaves that run along a segment's own width, through sums down to weights and parameters."""
+    """The leaves that run along a segment's own width, through sums and views down to weights and parameters."""
     found: set[Leaf] = set()
-    stack = [segment]
+    stack = list(dict.fromkeys(leaf for term in segment.terms for leaf in term.leaves))
     while stack:
-        for leaf in (leaf for term in stack.pop().terms for leaf in term.leaves):
-            if leaf not in found:
-                found.add(leaf)
-                stack.extend([leaf.segment] if isinstance(leaf, SumLeaf) else [])
+        leaf = stack.pop()
+        if leaf not in found:
+            found.add(leaf)
+            stack.extend(leaf.bases)
+            if isinstance(leaf, SumLeaf | LinearLeaf):
+                stack.extend(inner for term in leaf.segment.terms for inner in term.leaves)
     return frozenset(found)
+
+
+def _identity(part: Any) -> Any:
+    """Segments by what they are; everything else by its own equality."""
+    if isinstance(part, Segment):
+        return part.size, part.space, part.terms
+    if isinstance(part, tuple):
+        return tuple(_identity(entry) for entry in part)
+    return part
+
+
+def _box(parameter: ParameterStatistics) -> tuple[ParameterStatistics, dict[int, tuple[int, int]]]:
+    """The parameter that this is a piece of, and the interval of each axis that was cut."""
+    box: dict[int, tuple[int, int]] = {}
+    while parameter.whole is not None and parameter.interval is not None:
+        axis, start, stop = parameter.interval
+        inner = box.get(axis, (0, stop - start))
+        box[axis] = (start + inner[0], start + inner[1])
+        parameter = parameter.whole
+    return parameter, box
 
 
 def constant_value(value: Any) -> Value:
     """A constant of the program; a key or another extended type is opaque."""
     if jax.numpy.issubdtype(getattr(value, "dtype", np.asarray(value).dtype), jax.dtypes.extended):
         return Opaque("a random key")
-    return Constant.of(value)
+    return kn.constant(value)
 
 
 def _live(jaxpr: jex.Jaxpr) -> list[jex.JaxprEqn]:
@@ -234,7 +325,7 @@ def _labelled(value: Value, name: Any) -> Value:
 
     def rename(term: Term) -> Term:
         factors = tuple(
-            factor if factor.function.is_identity else Factor(factor.function.labelled(name), factor.leaf)
+            factor if factor.function.is_identity else replace(factor, function=factor.function.labelled(name))
             for factor in term.factors
         )
         return Term(term.coefficient, factors)
@@ -242,6 +333,6 @@ def _labelled(value: Value, name: Any) -> Value:
     def rename_segment(segment: Segment) -> Segment:
         if len(segment.terms) != 1 or len(segment.terms[0].factors) != 1:
             return segment
-        return Segment(segment.size, tuple(rename(term) for term in segment.terms))
+        return replace(segment, terms=tuple(rename(term) for term in segment.terms))
 
     return replace(value, segments=tuple(rename_segment(segment) for segment in value.segments))

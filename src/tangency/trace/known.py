@@ -1,14 +1,23 @@
-"""Building Known values: constants fold, and a sum over a width is followed until it meets its 1/width."""
+"""Building Known values: constants fold, equal values are one, and a sum over a width is followed to its 1/width."""
 
+from __future__ import annotations
+
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from math import prod
+from typing import Any
 
 import jax
 import numpy as np
 from jax.extend.core import primitives
 
-from ..graph.known import ONE, Apply, Constant, Known, Operation, PendingWidth, is_number
+from ..graph.known import ONE, ZERO, Apply, Constant, Known, Operation, PendingWidth, is_number
+
+_applied: weakref.WeakValueDictionary[Any, Apply] = weakref.WeakValueDictionary()
+_constants: weakref.WeakValueDictionary[Any, Constant] = weakref.WeakValueDictionary()
+_SMALL = 4096
 
 
 def evaluate_constants(operation: Operation, arguments: Sequence[np.ndarray]) -> np.ndarray:
@@ -22,18 +31,45 @@ def _widened(array: np.ndarray) -> jax.Array:
     return jax.numpy.asarray(array, np.float64 if jax.numpy.issubdtype(array.dtype, np.floating) else None)
 
 
+def constant(value: Any) -> Constant:
+    """A constant; equal small arrays are one node."""
+    array = np.asarray(value)
+    if array.shape == () and array.dtype == np.float64:
+        if array == 1.0:
+            return ONE
+        if array == 0.0:
+            return ZERO
+    if array.size > _SMALL:
+        return Constant.of(array)
+    key = (array.shape, array.dtype.str, array.tobytes())
+    found = _constants.get(key)
+    if found is None:
+        found = _constants[key] = Constant.of(array)
+    return found
+
+
 def apply(operation: Operation, arguments: Sequence[Known], shape: Sequence[int]) -> Known:
-    """The operation's value, folded when every argument is constant."""
+    """The operation's value, folded when every argument is constant; the same value is one node wherever it is used."""
     constants = [a.value for a in arguments if isinstance(a, Constant)]
     if len(constants) == len(arguments):
-        return Constant.of(evaluate_constants(operation, constants))
+        return constant(evaluate_constants(operation, constants))
     pending = _pending(operation, arguments)
     if pending is None and any(argument.pending and argument.pending.zero_mean for argument in arguments):
-        return Constant.of(np.zeros(tuple(shape)))
-    return Apply(tuple(shape), operation=operation, arguments=tuple(arguments), pending=pending)
+        return constant(np.zeros(tuple(shape)))
+    key = (operation, tuple(arguments), tuple(shape))
+    found = _applied.get(key)
+    if found is None:
+        found = Apply(tuple(shape), operation=operation, arguments=tuple(arguments), pending=pending)
+        _applied[key] = found
+    return found
 
 
-KEEP = frozenset(("reshape", "broadcast_in_dim", "squeeze", "transpose", "neg", "convert_element_type", "copy", "abs"))
+# fmt: off
+KEEP = frozenset((
+    "reshape", "broadcast_in_dim", "squeeze", "transpose", "neg", "convert_element_type", "copy", "abs", "slice",
+    "stop_gradient",
+))
+# fmt: on
 _POWER = {"square": Fraction(2), "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2)}
 _SHIFT = frozenset(("add", "sub", "max", "min"))
 
@@ -43,6 +79,8 @@ def may_be_pending(name: str, arguments: Sequence[Known]) -> bool:
     pending = [argument.pending for argument in arguments if argument.pending and not argument.pending.settled]
     if not pending or name in KEEP or name in ("mul", "div"):
         return True
+    if name == "reduce_sum":
+        return all(p.power == 1 for p in pending)
     if any(p.zero_mean for p in pending):
         return False
     constant = all(isinstance(argument, Constant) for argument in arguments if not argument.pending)
@@ -57,6 +95,9 @@ def _pending(operation: Operation, arguments: Sequence[Known]) -> PendingWidth |
     name = operation.name
     if name in KEEP:
         return powers[0]
+    if name == "reduce_sum" and powers[0]:
+        summed = prod(arguments[0].shape[axis] for axis in operation.parameters["axes"])
+        return replace(powers[0], positions=powers[0].positions * summed)
     if (name in _POWER or name == "integer_pow") and powers[0]:
         factor = _POWER.get(name) or Fraction(operation.parameters["y"])
         return replace(powers[0], power=powers[0].power * factor, settled=True)
@@ -66,7 +107,7 @@ def _pending(operation: Operation, arguments: Sequence[Known]) -> PendingWidth |
         if left and right:
             power = left.power + right.power if left.width == right.width else left.power
             settled, zero_mean = left.settled and right.settled, left.zero_mean or right.zero_mean
-            return PendingWidth(left.width, power, settled, zero_mean) if power else None
+            return replace(left, power=power, settled=settled, zero_mean=zero_mean) if power else None
         pending = left or right
         other = arguments[1] if left else arguments[0]
         exponent = sign if left else 1
@@ -83,36 +124,59 @@ def _scaled(pending: PendingWidth | None, factor: Fraction) -> PendingWidth | No
 
 def _clears(pending: PendingWidth, number: float, exponent: int) -> bool:
     # A variance divides by width − 1 as often as by width; both are the same limit.
-    inverse = [abs(w) ** -float(pending.power) for w in (pending.width, pending.width - 1) if w]
+    total = pending.width * pending.positions
+    widths = {pending.width, pending.width - 1, total, total - 1}
+    inverse = [abs(w) ** -float(pending.power) for w in widths if w]
     return bool(np.any(np.isclose(abs(number) ** exponent, inverse, rtol=1e-6)))
 
 
-def _operation(name: str, **parameters: object) -> Operation:
+def operation_of(name: str, **parameters: object) -> Operation:
     return Operation.of(getattr(primitives, name + "_p"), parameters)
 
 
-MULTIPLY = _operation("mul")
-ADD = _operation("add")
-NEGATE = _operation("neg")
-DIVIDE = _operation("div")
+MULTIPLY = operation_of("mul")
+ADD = operation_of("add")
+NEGATE = operation_of("neg")
+DIVIDE = operation_of("div")
 
 
 def multiply(a: Known, b: Known) -> Known:
-    """a · b for numbers and arrays along one width."""
-    if is_number(a, 1.0) and not a.shape:
+    """a · b of numbers and of arrays whose axes have equal length or length one."""
+    if is_number(a, 1.0) and _fits(a, b):
         return b
-    if is_number(b, 1.0) and not b.shape:
+    if is_number(b, 1.0) and _fits(b, a):
         return a
-    return apply(MULTIPLY, (a, b), a.shape or b.shape)
+    return _broadcast_apply(MULTIPLY, a, b)
 
 
 def add(a: Known, b: Known) -> Known:
-    """a + b for numbers and arrays along one width."""
-    if is_number(a, 0.0) and not a.shape:
+    """a + b of numbers and of arrays whose axes have equal length or length one."""
+    if is_number(a, 0.0) and _fits(a, b):
         return b
-    if is_number(b, 0.0) and not b.shape:
+    if is_number(b, 0.0) and _fits(b, a):
         return a
-    return apply(ADD, (a, b), a.shape or b.shape)
+    return _broadcast_apply(ADD, a, b)
+
+
+def _fits(small: Known, large: Known) -> bool:
+    """Whether the result has the shape of `large`."""
+    return not small.shape or np.broadcast_shapes(small.shape, large.shape) == large.shape
+
+
+def _broadcast_apply(operation: Operation, a: Known, b: Known) -> Known:
+    if not a.shape or not b.shape:
+        return apply(operation, (a, b), a.shape or b.shape)
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    return apply(operation, (broadcast(a, shape), broadcast(b, shape)), shape)
+
+
+def broadcast(a: Known, shape: Sequence[int]) -> Known:
+    """Axes of length one repeated; a number filled in."""
+    if tuple(shape) == a.shape:
+        return a
+    axes = tuple(range(len(shape))) if a.shape else ()
+    operation = operation_of("broadcast_in_dim", shape=tuple(shape), broadcast_dimensions=axes, sharding=None)
+    return apply(operation, (a,), shape)
 
 
 def negate(a: Known) -> Known:
@@ -126,21 +190,62 @@ def reciprocal(a: Known) -> Known:
 def reshape(a: Known, shape: Sequence[int]) -> Known:
     if tuple(shape) == a.shape:
         return a
-    operation = _operation("reshape", new_sizes=tuple(shape), dimensions=None, sharding=None)
+    if isinstance(a, Apply) and a.operation.name == "reshape":
+        return reshape(a.arguments[0], shape)
+    operation = operation_of("reshape", new_sizes=tuple(shape), dimensions=None, sharding=None)
     return apply(operation, (a,), shape)
 
 
-def take(a: Known, start: int, stop: int) -> Known:
-    """Entries start … stop − 1 of a Known array along a width."""
-    operation = _operation("slice", start_indices=(start,), limit_indices=(stop,), strides=None)
-    return apply(operation, (a,), (stop - start,))
+def transpose(a: Known, permutation: Sequence[int]) -> Known:
+    if tuple(permutation) == tuple(range(len(a.shape))):
+        return a
+    operation = operation_of("transpose", permutation=tuple(permutation))
+    return apply(operation, (a,), tuple(a.shape[axis] for axis in permutation))
+
+
+def cut(a: Known, axis: int, start: int, stop: int) -> Known:
+    """Entries start … stop − 1 along one axis."""
+    if (start, stop) == (0, a.shape[axis]):
+        return a
+    starts, stops = [0] * len(a.shape), list(a.shape)
+    starts[axis], stops[axis] = start, stop
+    operation = operation_of("slice", start_indices=tuple(starts), limit_indices=tuple(stops), strides=None)
+    return apply(operation, (a,), tuple(b - a for a, b in zip(starts, stops, strict=True)))
+
+
+def total(a: Known, axes: Sequence[int]) -> Known:
+    """The sum over some axes, which go."""
+    if not axes:
+        return a
+    operation = operation_of("reduce_sum", axes=tuple(axes), out_sharding=None)
+    return apply(operation, (a,), tuple(n for axis, n in enumerate(a.shape) if axis not in axes))
 
 
 def as_number(mask: Known) -> Known:
     """A boolean as 0 or 1."""
-    operation = _operation("convert_element_type", new_dtype=np.dtype(np.float64), weak_type=False, sharding=None)
+    operation = operation_of("convert_element_type", new_dtype=np.dtype(np.float64), weak_type=False, sharding=None)
     return apply(operation, (mask,), mask.shape)
 
 
-def ones_like(a: Known) -> Known:
-    return Constant.of(np.ones(a.shape))
+class Take:
+    """Entries along one axis by integer indices, whose axes take that axis's place."""
+
+    def __init__(self, axis: int):
+        self.axis = axis
+        self.name = "take"
+        self.parameters = {"axis": axis}
+
+    def __call__(self, array: jax.Array, index: jax.Array, dtype: Any) -> jax.Array:
+        return jax.numpy.take(array, index, axis=self.axis, mode="clip")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Take) and other.axis == self.axis
+
+    def __hash__(self) -> int:
+        return hash((Take, self.axis))
+
+
+def take(a: Known, axis: int, index: Known) -> Known:
+    """The entries of `a` at `index` along one axis, out of range: the nearest."""
+    operation: Any = Take(axis)
+    return apply(operation, (a, index), (*a.shape[:axis], *index.shape, *a.shape[axis + 1 :]))

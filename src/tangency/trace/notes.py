@@ -8,7 +8,7 @@ import numpy as np
 
 from ..graph.graph import Graph
 from ..graph.known import Known
-from ..graph.signal import DenseLeaf, ParameterLeaf, ParameterStatistics, SumLeaf
+from ..graph.signal import ParameterLeaf, ParameterStatistics, SumLeaf, WeightLeaf
 
 
 def notes_on(graph: Graph, unused: Sequence[ParameterStatistics]) -> tuple[str, ...]:
@@ -23,7 +23,7 @@ def notes_on(graph: Graph, unused: Sequence[ParameterStatistics]) -> tuple[str, 
 
 def _on_leaves(graph: Graph) -> Iterator[tuple[str, str]]:
     for leaf in graph.leaves:
-        if isinstance(leaf, DenseLeaf):
+        if isinstance(leaf, WeightLeaf):
             yield from _on_weight(leaf)
         elif isinstance(leaf, ParameterLeaf) and not leaf.degenerate:
             parameter = leaf.parameter
@@ -33,9 +33,10 @@ def _on_leaves(graph: Graph) -> Iterator[tuple[str, str]]:
             yield from _on_shrinking_bias(leaf)
 
 
-def _on_weight(leaf: DenseLeaf) -> Iterator[tuple[str, str]]:
+def _on_weight(leaf: WeightLeaf) -> Iterator[tuple[str, str]]:
     weight = leaf.weight
-    varying = [term for segment in leaf.input for term in segment.terms if term.varies]
+    narrow = leaf.width == 1
+    varying = [term for segment in leaf.input for term in segment.terms if term.varies or narrow]
     if varying and weight.distribution not in ("normal", "constant"):
         yield (
             weight.name,
@@ -51,7 +52,7 @@ def _on_weight(leaf: DenseLeaf) -> Iterator[tuple[str, str]]:
 
 def _on_shrinking_bias(leaf: SumLeaf) -> Iterator[tuple[str, str]]:
     leaves = [factor.leaf for term in leaf.segment.terms for factor in term.factors]
-    variances = [inner.weight.variance for inner in leaves if isinstance(inner, DenseLeaf)]
+    variances = [inner.weight.variance for inner in leaves if isinstance(inner, WeightLeaf)]
     for inner in leaves:
         # A normal bias of that variance was chosen by hand; a fan-in rule draws uniformly, like its weight.
         if not isinstance(inner, ParameterLeaf) or inner.degenerate or inner.parameter.distribution == "normal":

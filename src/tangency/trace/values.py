@@ -9,40 +9,41 @@ from typing import TypeAlias
 import numpy as np
 
 from ..graph.known import Known
-from ..graph.signal import ParameterStatistics, Segment, Signal, Term
-from . import known as kn
+from ..graph.layout import prefix_products
+from ..graph.signal import ParameterStatistics, Signal
 
 
 @dataclass(frozen=True, eq=False)
 class ParameterView:
-    """scale · parameter + (mean − scale · mean of the parameter), reshaped; entries stay independent.
+    """scale · parameter + (mean − scale · mean of the parameter), rearranged; entries stay independent.
 
-    `axes[i]` is the parameter's own axis that axis i of the view runs along; None for an axis of length one.
-    `mean` is the view's mean, an array of the view's shape.
+    `axes[i]` are the parameter's own axes that axis i of the view runs along; none for an axis along which entries
+    repeat. `mean` is the view's mean, an array of the view's shape.
     """
 
     parameter: ParameterStatistics
     shape: tuple[int, ...]
-    axes: tuple[int | None, ...]
+    axes: tuple[frozenset[int], ...]
     mean: np.ndarray
     scale: float = 1.0
 
     @property
-    def long_axes(self) -> tuple[int, ...]:
-        return tuple(axis for axis, length in enumerate(self.shape) if length != 1)
+    def own_axes(self) -> tuple[int, ...]:
+        """The axes of more than one entry along which the entries differ."""
+        return tuple(axis for axis, length in enumerate(self.shape) if length != 1 and self.axes[axis])
 
     def times(self, number: float) -> ParameterView:
         return replace(self, scale=self.scale * number, mean=self.mean * number)
 
-    def reshaped(self, shape: Sequence[int]) -> ParameterView | None:
-        """The view with axes of length one inserted or removed; None if entries would be regrouped."""
-        if [length for length in shape if length != 1] != [self.shape[axis] for axis in self.long_axes]:
-            return None
-        remaining = iter([self.axes[axis] for axis in self.long_axes])
-        axes = tuple(next(remaining) if length != 1 else None for length in shape)
-        if tuple(shape) == self.shape:
-            axes = self.axes
-        return replace(self, shape=tuple(shape), axes=axes, mean=self.mean.reshape(tuple(shape)))
+    def reshaped(self, shape: Sequence[int]) -> ParameterView:
+        """The same entries in row-major order. An axis comes from all axes that its entries run over."""
+        before, after = prefix_products(self.shape), prefix_products(shape)
+        axes = []
+        for axis, length in enumerate(shape):
+            start, stop = after[axis] // max(length, 1), after[axis]
+            covered = [a for a, n in enumerate(self.shape) if n > 1 and before[a] > start and before[a] // n < stop]
+            axes.append(frozenset().union(*(self.axes[a] for a in covered)) if length != 1 else frozenset())
+        return replace(self, shape=tuple(shape), axes=tuple(axes), mean=self.mean.reshape(tuple(shape)))
 
     def transposed(self, permutation: Sequence[int]) -> ParameterView:
         return replace(
@@ -51,6 +52,16 @@ class ParameterView:
             axes=tuple(self.axes[axis] for axis in permutation),
             mean=self.mean.transpose(tuple(permutation)),
         )
+
+    def repeated(self, shape: Sequence[int], dimensions: Sequence[int]) -> ParameterView:
+        """Entries repeated along new axes, as `broadcast_in_dim` does."""
+        axes = [frozenset[int]()] * len(shape)
+        inner = [1] * len(shape)
+        for own, axis in enumerate(dimensions):
+            axes[axis] = self.axes[own] if self.shape[own] != 1 else frozenset()
+            inner[axis] = self.shape[own]
+        mean = np.broadcast_to(self.mean.reshape(inner), tuple(shape))
+        return replace(self, shape=tuple(shape), axes=tuple(axes), mean=mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,17 +72,3 @@ class Opaque:
 
 
 Value: TypeAlias = Known | Signal | ParameterView | Opaque
-
-
-def known_segment(known: Known, size: int) -> Segment:
-    """A Known array along a width, as a signal without randomness. Shape () or any shape with `size` entries or one."""
-    entries = int(np.prod(known.shape, dtype=int))
-    if entries == 1:
-        return Segment(size, (Term(kn.reshape(known, ())),))
-    return Segment(size, (Term(kn.reshape(known, (size,))),))
-
-
-def width_axis(value: Signal | ParameterView) -> int | None:
-    if isinstance(value, Signal):
-        return value.width
-    return value.long_axes[0] if value.long_axes else None

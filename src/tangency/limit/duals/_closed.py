@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from ._gaussian import clamp, determinant, geometric_mean, guarded_sqrt, over_sqrt, tilt
 from ._piecewise_linear import coefficients, piecewise_linear_dual
+from ._saturating import kinks, saturating_dual
 from ._terms import SIGN, Span, Term
 from ._truncated import power_moments, truncated_moments, weighted_sum
 
@@ -39,7 +40,7 @@ def closed_dual(f: Span, g: Span, a, b, c):
     s = geometric_mean(a, b)
     c = clamp(c, -s, s)
     if any(term.threshold is not None for term in (*f.terms, *g.terms)):
-        return _piecewise_dual(_pieces(f), _pieces(g), a, b, c)
+        return _piecewise_polynomial_dual(_pieces(f), _pieces(g), a, b, c)
     total = jnp.zeros_like(c)
     for s_term in f.terms:
         for t_term in g.terms:
@@ -132,6 +133,8 @@ def _exponential_pair(f: Term, g: Term, a, b, c, d):
     moment = functools.partial(_exponential_moment, f.power, g.power, (f.rate, g.rate))
     w, x = f.frequency, g.frequency
     covariance = (a, b, c)
+    if f.power == g.power == 0 and w and x and not (f.rate or g.rate):
+        return _trigonometric_pair(f, g, a, b, c)
     if not w or not x:
         return moment((w, x), f.sine or g.sine, covariance)
     difference = moment((w, -x), f.sine != g.sine, covariance)
@@ -139,6 +142,22 @@ def _exponential_pair(f: Term, g: Term, a, b, c, d):
     if f.sine and g.sine:
         return 0.5 * (difference - total)
     return 0.5 * (total - difference) if g.sine else 0.5 * (total + difference)
+
+
+def _trigonometric_pair(f: Term, g: Term, a, b, c):
+    """E[sin wu sin xv] = e^{−½(w²a + x²b)} sinh(wxc), and cosh for cosines, without cancellation or overflow."""
+    if f.sine != g.sine:
+        return jnp.zeros_like(c)
+    product = f.frequency * g.frequency
+    s = geometric_mean(a, b)
+    apart = -0.5 * (f.frequency * jnp.sqrt(a) - g.frequency * jnp.sqrt(b)) ** 2
+    difference, total = jnp.exp(apart - product * (s - c)), jnp.exp(apart - product * (s + c))
+    if not f.sine:
+        return 0.5 * (difference + total)
+    positive = c > 0
+    y = 2.0 * product * c
+    down, up = jnp.where(positive, -y, 0.0), jnp.where(positive, 0.0, y)
+    return 0.5 * jnp.where(positive, -difference * jnp.expm1(down), total * jnp.expm1(up))
 
 
 def _exponential_moment(j: int, k: int, rates, frequencies, sine: bool, covariance):
@@ -182,6 +201,22 @@ def _pieces(span: Span) -> dict:
         else:
             add(None, term.power, term.coefficient)
     return pieces
+
+
+def _piecewise_polynomial_dual(f: dict, g: dict, a, b, c):
+    kinks_f, kinks_g = kinks(f), kinks(g)
+    if kinks_f is None or kinks_g is None or not (kinks_f.is_bounded or kinks_g.is_bounded):
+        return _piecewise_dual(f, g, a, b, c)
+
+    @jax.custom_jvp
+    def value(a, b, c):
+        return saturating_dual(kinks_f, kinks_g, a, b, c)
+
+    @value.defjvp
+    def _(primals, tangents):
+        return value(*primals), jax.jvp(functools.partial(_piecewise_dual, f, g), primals, tangents)[1]
+
+    return value(a, b, c)
 
 
 def _piecewise_dual(f: dict, g: dict, a, b, c):

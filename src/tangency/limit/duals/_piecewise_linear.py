@@ -62,9 +62,9 @@ def piecewise_linear_dual(f: Coefficients, g: Coefficients, a, b, c):
 
 
 def _angle(s, c):
-    """√(s² − c²) and arcsin(c/s), accurate near c = ±s."""
-    height = jnp.sqrt(jnp.maximum((s - c) * (s + c), 0.0))
-    return height, jnp.arctan2(c, height)
+    """√(s² − c²) and arcsin(c/s), accurate near c = ±s and for s² beyond the numbers' range."""
+    height = jnp.sqrt(jnp.maximum(((s - c) / s) * ((s + c) / s), 0.0))
+    return s * height, jnp.arctan2(c / s, height)
 
 
 @jax.custom_jvp

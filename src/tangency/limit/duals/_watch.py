@@ -75,15 +75,27 @@ class Watcher:
         self.kinds: list[str] = []
         self._run = jax.jit(jax.vmap(self._notes, in_axes=(0, *[None] * parameters)))
 
-    def values(self, u: np.ndarray, params: tuple[float, ...]) -> list[np.ndarray]:
+    def operands(self, u: np.ndarray, params: tuple[float, ...]) -> list[np.ndarray]:
         """Every noted operand at every u, in the order of `self.kinds`."""
-        return [np.asarray(x, np.float64) for x in self._run(jnp.asarray(u), *params)]
+        return self._evaluated(u, params)[0]
+
+    def values(self, u: np.ndarray, params: tuple[float, ...] = ()) -> np.ndarray:
+        """The function itself at every u."""
+        return self._evaluated(u, params)[1]
+
+    def _evaluated(self, u: np.ndarray, params: tuple[float, ...]) -> tuple[list[np.ndarray], np.ndarray]:
+        # Blocks of one length, so that the function is compiled once.
+        blocks = [
+            self._run(block, *params) for block in np.pad(u, (0, -len(u) % _BLOCK), mode="edge").reshape(-1, _BLOCK)
+        ]
+        joined = [np.concatenate([np.asarray(x) for x in parts])[: len(u)] for parts in zip(*blocks, strict=True)]
+        return joined[:-1], joined[-1]
 
     def _notes(self, u, *params):
         notes: list[tuple[str, jax.Array]] = []
-        self._evaluate(self._closed.jaxpr, self._closed.consts, (u, *params), notes)
+        (result,) = self._evaluate(self._closed.jaxpr, self._closed.consts, (u, *params), notes)
         self.kinds = [kind for kind, _ in notes]
-        return [jnp.asarray(value, jnp.float64) for _, value in notes]
+        return [jnp.asarray(value, jnp.float64) for value in (*(value for _, value in notes), result)]
 
     def _evaluate(self, jaxpr, consts, args, notes):
         env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
@@ -136,13 +148,14 @@ def _operands_of_interest(name, operands):
 
 
 _REACH = 64.0
+_BLOCK = 1024
 
 
 def breakpoints(watcher: Watcher, params: tuple[float, ...]) -> tuple[float, ...]:
     """Where the creased operations of the function change branch for these parameters, within |u| ≤ 64."""
     # An irrational offset keeps the grid off the round numbers where kinks usually are.
     grid = np.linspace(-_REACH, _REACH, 16001) + 1.0e-3 / math.pi
-    values = watcher.values(grid, params)
+    values = watcher.operands(grid, params)
     found: list[Any] = []
     for index, kind in enumerate(watcher.kinds):
         if kind != "crease":
@@ -161,10 +174,10 @@ def breakpoints(watcher: Watcher, params: tuple[float, ...]) -> tuple[float, ...
 
 
 def _bisect(watcher, index, left, right, params):
-    start = np.sign(watcher.values(left, params)[index])
+    start = np.sign(watcher.operands(left, params)[index])
     for _ in range(70):
         middle = 0.5 * (left + right)
-        same = np.sign(watcher.values(middle, params)[index]) == start
+        same = np.sign(watcher.operands(middle, params)[index]) == start
         left, right = np.where(same, middle, left), np.where(same, right, middle)
     return 0.5 * (left + right)
 
@@ -173,7 +186,7 @@ def _touch(watcher, index, left, right, params):
     """The minimum of |x| in a bracket, if x reaches 0 there without changing sign (as u² under a root does)."""
     for _ in range(25):
         points = np.linspace(left, right, 17)
-        size = np.abs(watcher.values(points, params)[index])
+        size = np.abs(watcher.operands(points, params)[index])
         best = int(np.argmin(size))
         left, right = points[max(best - 1, 0)], points[min(best + 1, 16)]
     return 0.5 * (left + right) if size[best] < 1e-14 else None
@@ -199,7 +212,7 @@ def features(watcher: Watcher) -> Features:
     half = np.linspace(0.05, 3.0, 41)
     for u in (half, -half):
         basis = np.stack([np.ones_like(u), u, u * u], axis=1)
-        for kind, x in zip(watcher.kinds, watcher.values(u, ()), strict=True):
+        for kind, x in zip(watcher.kinds, watcher.operands(u, ()), strict=True):
             if kind == "crease" or not np.all(np.isfinite(x)):
                 continue
             coefficients = np.linalg.lstsq(basis, x, rcond=None)[0]

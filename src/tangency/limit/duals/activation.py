@@ -9,6 +9,7 @@ import numpy as np
 
 from ...errors import NonFiniteError, UnsupportedModelError
 from ._fit import fit_span
+from ._mixture import Mixture, fit_mixture
 from ._numerical import Numerical
 from ._singular import singular_part
 from ._terms import Span
@@ -39,6 +40,7 @@ class Activation:
         self.label = label
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             watcher = Watcher(function, parameters, label)
+            self._values = watcher.values
             found = self._breakpoints(watcher)
             self._check_finite()
             self.span = None
@@ -53,9 +55,6 @@ class Activation:
     def _elementwise(self, u, *params):
         return jnp.broadcast_to(jnp.asarray(self.function(u, *params), u.dtype), u.shape)
 
-    def _values(self, u: np.ndarray) -> np.ndarray:
-        return np.asarray(self._elementwise(jnp.asarray(u, jnp.float64)), np.float64)
-
     def _breakpoints(self, watcher: Watcher) -> tuple[float, ...]:
         samples = [tuple(_SAMPLES[(i + j) % 5] for j in range(self.parameters)) for i in range(5)]
         found = [breakpoints(watcher, sample) for sample in (samples if self.parameters else samples[:1])]
@@ -69,8 +68,8 @@ class Activation:
         return found[0]
 
     def _check_finite(self):
-        u = jnp.asarray(np.random.default_rng(0).normal(size=301) * 3.0)
-        values = np.asarray(self._elementwise(u, *np.abs(_SAMPLES[: self.parameters])))
+        u = np.random.default_rng(0).normal(size=301) * 3.0
+        values = self._values(u, tuple(np.abs(_SAMPLES[: self.parameters])))
         if not np.all(np.isfinite(values)):
             where = float(u[np.flatnonzero(~np.isfinite(values))[0]])
             raise NonFiniteError(
@@ -87,6 +86,14 @@ class Activation:
             return pull_back(jnp.ones_like(value))[0]
 
         return Activation(slope, parameters=self.parameters, label=f"{self.label}′")
+
+    @functools.cached_property
+    def mixture(self) -> Mixture | None:
+        """The function as a sum of Gaussian windows, for large variances; None if there is none that is accurate."""
+        if self.parameters or any(self.breakpoints):
+            return None
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            return fit_mixture(self._values)
 
     def describe(self) -> str:
         """The closed form, or how the numerical rule will treat the function, in one line of plain text."""

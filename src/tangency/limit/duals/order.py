@@ -1,4 +1,4 @@
-"""How many terms of the Hermite series an accuracy needs, decided on the host in float64."""
+"""How many terms of the Hermite series an accuracy needs, or whether another rule must serve; decided in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,19 @@ import numpy as np
 from ...errors import AccuracyError, InputError
 from ._closed import is_closed
 from ._hermite import quadrature
+from ._mixture import LARGEST, SMALLEST
 from ._numerical import Numerical
 from ._singular import singular_values
 from .activation import Activation
-from .evaluate import series_order
+from .evaluate import DEFAULT_ORDER, LARGEST_ORDER, MIXTURE_ORDER, series_order
 
 TOLERANCE = 1e-9
-LARGEST_ORDER = 16384
 _SMALLEST_ORDER = 64
 _VARIANCES = 5
+_DEAR_ORDER = 1024
+"""Beyond it, coefficients and terms cost more than a sum of Gaussian windows."""
+
+_TINY = 1e-10
 
 
 def required_order(
@@ -27,6 +31,8 @@ def required_order(
     Coefficients die out the more slowly the larger the variance (the function's singularities come closer, in units
     of √a) or, for some functions at low order, the smaller it is, so the extremes and three values between decide.
     The remainder is bounded for every correlation by the Cauchy–Schwarz inequality on the tails of the coefficients.
+    Where more than 1024 terms are needed and f and g have sums of Gaussian windows, the result is 16385, which asks
+    for these.
 
     Raises AccuracyError, with the activation, the variance and the error that can be had, if 16384 terms or the
     quadrature itself are not enough; InputError if a variance is negative or not finite.
@@ -40,27 +46,56 @@ def required_order(
     if values.size == 0:
         return 0
     chosen = np.unique(np.exp(np.linspace(np.log(values.min()), np.log(values.max()), _VARIANCES)))
-    split = bool(f.breakpoints) and bool(g.breakpoints)
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        tails = [_Tails(x, chosen, params, split) for x, params in ((f, f_params), (g, g_params))]
+    remainder = _Remainder(f, g, chosen, f_params, g_params)
     if series_order(f, g, _SMALLEST_ORDER) < _SMALLEST_ORDER:
         return 0
-    order, error = _SMALLEST_ORDER, np.inf
+    order = _SMALLEST_ORDER
     while order <= LARGEST_ORDER:
-        smooth, rest = zip(*(x.beyond(order) for x in tails), strict=True)
-        # r (r' + s') + s r' in the notation of the series, bounded for each pair of variances by its worst.
-        whole = [x + y for x, y in zip(smooth, rest, strict=True)]
-        errors = np.outer(smooth[0], whole[1]) + np.outer(rest[0], smooth[1])
-        error = float(np.max(errors))
-        if error <= TOLERANCE:
+        if remainder.beyond(order) <= TOLERANCE:
             return order
         order *= 2
-    i, j = np.unravel_index(np.argmax(errors), errors.shape)
-    name, variance = (f.label, chosen[i]) if smooth[0][i] >= smooth[1][j] else (g.label, chosen[j])
-    raise AccuracyError(
-        f"Activation {name} at variance {variance:.4g}: {LARGEST_ORDER} Hermite terms leave a relative error of "
-        f"{error:.1e}, above {TOLERANCE:.0e}. Scale the inputs or the weight variance down."
-    )
+        if order == 2 * _DEAR_ORDER and _windows_serve(f, g, chosen):
+            return MIXTURE_ORDER
+    raise remainder.refusal(LARGEST_ORDER)
+
+
+def _windows_serve(f: Activation, g: Activation, variances: np.ndarray) -> bool:
+    """Whether sums of Gaussian windows, or for two small variances the default series, are accurate enough."""
+    if variances[0] < _TINY or variances[-1] > LARGEST * (1.0 + 1e-9) or f.mixture is None or g.mixture is None:
+        return False
+    small = variances[variances < SMALLEST]
+    return small.size == 0 or _Remainder(f, g, small).beyond(DEFAULT_ORDER) <= TOLERANCE
+
+
+class _Remainder:
+    """What the series of E[f(u) g(v)] leaves out, relative to √(E f² E g²)."""
+
+    def __init__(self, f: Activation, g: Activation, variances: np.ndarray, f_params: tuple = (), g_params: tuple = ()):
+        split = bool(f.breakpoints) and bool(g.breakpoints)
+        self._functions, self._variances = (f, g), variances
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            first = _Tails(f, variances, f_params, split)
+            self._tails = first, first if f is g and not f.parameters else _Tails(g, variances, g_params, split)
+
+    def beyond(self, order: int) -> float:
+        """The largest error of `order` terms for any two of the variances."""
+        return float(np.max(self._errors(order)))
+
+    def _errors(self, order: int) -> np.ndarray:
+        (smooth_f, rest_f), (smooth_g, rest_g) = (x.beyond(order) for x in self._tails)
+        # r (r' + s') + s r' in the notation of the series, bounded for each pair of variances by its worst.
+        return np.outer(smooth_f, smooth_g + rest_g) + np.outer(rest_f, smooth_g)
+
+    def refusal(self, order: int) -> AccuracyError:
+        """The error that says where `order` terms fail most."""
+        errors = self._errors(order)
+        i, j = np.unravel_index(np.argmax(errors), errors.shape)
+        worse_f = self._tails[0].beyond(order)[0][i] >= self._tails[1].beyond(order)[0][j]
+        name, variance = (x[0 if worse_f else 1] for x in (self._functions, (self._variances[i], self._variances[j])))
+        return AccuracyError(
+            f"Activation {name.label} at variance {variance:.4g}: {order} Hermite terms leave a relative error of "
+            f"{errors[i, j]:.1e}, above {TOLERANCE:.0e}. Scale the inputs or the weight variance down."
+        )
 
 
 class _Tails:
