@@ -1,6 +1,7 @@
 """Limits of whole networks against closed forms written out by hand, in float64."""
 
 import math
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -329,6 +330,26 @@ def test_skip_from_the_input_counts_the_input_features_exactly(data):
     check(limit(pair(apply, w=(5, 5), v=(1, 5))), data, State(k, None, None, k + a.theta))
 
 
+def test_a_trained_scale_of_a_branch_before_an_activation(data):
+    """relu(v + γ∘m), v = m + n: the tangent of γ is m relu'(v), two Gaussians beside a function of two others."""
+
+    def apply(p, x):
+        m = p["w"] @ x
+        return p["v"] @ jax.nn.relu(m + 2.0 * (p["u"] @ x) + p["s"] * m)
+
+    def init(key):
+        return pair(apply, w=(64, 5), u=(64, 5), v=(1, 64))[0](key) | {"s": jnp.zeros(64)}
+
+    x, y = data
+    m = State.inputs(x, y).dense(1 / 5)
+    v = State.inputs(x, y).dense(1.0)
+    s = v.act(relu_dual)
+    k_dot = relu_dual(v.k, v.a, v.b)[1]
+    # m = v/5 + ε, where ε has covariance 4/5 of m's and is independent of v at all inputs.
+    scale = s.k / 25 + 0.8 * m.k * k_dot
+    check(limit((init, apply)), data, State(s.k, None, None, s.k + s.theta + scale))
+
+
 def test_rms_norm_of_an_activation(data):
     """v·(h/rms(h)), h = relu(Wx): non-Gaussian, normalised by its own second moment a/2."""
 
@@ -364,14 +385,15 @@ def test_frozen_parameters_and_learning_rates(data):
     check(limit(model, learning_rate={"w": 3.0, "v": "variance"}), data, s.dense(1.0))
 
 
-def test_hundred_layers_stay_finite_and_positive(rng):
+@pytest.mark.parametrize("activation", [jax.nn.relu, jax.lax.erf, partial(jax.nn.gelu, approximate=False)])
+def test_hundred_layers_stay_finite_and_positive(rng, activation):
     x = rng.normal(size=(6, 5))
     shapes = {"in": (64, 5)} | {f"m{i}": (64, 64) for i in range(100)} | {"out": (1, 64)}
 
     def apply(p, x):
         h = jnp.sqrt(2.0) * p["in"] @ x
         for i in range(100):
-            h = jnp.sqrt(2.0) * (p[f"m{i}"] @ jax.nn.relu(h))
+            h = jnp.sqrt(2.0) * (p[f"m{i}"] @ activation(h))
         return p["out"] @ h
 
     k, theta = limit(pair(apply, **shapes)).both(x)

@@ -35,6 +35,11 @@ class ParameterStatistics:
     interval: tuple[int, int, int] | None = None
 
     @property
+    def origin(self) -> ParameterStatistics:
+        """The array that this is a piece of, or itself."""
+        return self if self.whole is None else self.whole.origin
+
+    @property
     def rate(self) -> float:
         """The learning rate of an entry; 1 for a bias or scale of zero variance whose rate nobody gave."""
         return 1.0 if self.learning_rate is None else self.learning_rate

@@ -31,6 +31,7 @@ from ..graph.signal import (
 from ..trace.known import MULTIPLY
 from .duals import Activation, dual, mean, product_mean
 from .fields import Field, add, broadcastable, contract, identity, lifted
+from .linear_factors import with_linear_factors
 
 if TYPE_CHECKING:
     from .recursion import Recursion
@@ -160,7 +161,7 @@ class Expectations:
 
     def _group(self, group: Sequence[list[Placed]]) -> Field | None:
         if len(group) > 2:
-            raise _too_many(len(group), [places[0].leaf for places in group])
+            return self._beside_linear(group)
         if len(group) == 1:
             return self._one(group[0])
         f, g = _product(group[0]), _product(group[1])
@@ -178,6 +179,15 @@ class Expectations:
         if f.leaf is g.leaf and f.side == g.side:
             value = self._with_diagonal(value, f, g)
         return value
+
+    def _beside_linear(self, group: Sequence[list[Placed]]) -> Field | None:
+        """Three or four correlated Gaussians, of which at most two are in functions."""
+        linear = [places[0] for places in group if len(places) == 1 and places[0].function.is_identity]
+        rest = [_product(places) for places in group if places[0] not in linear]
+        gaussian = all(places[0].leaf.gaussian for places in group)
+        if not gaussian or not 1 <= len(linear) <= 2 or not 1 <= len(rest) <= 2:
+            raise _too_many(len(group), [places[0].leaf for places in group])
+        return with_linear_factors(self, linear, rest)
 
     def _with_diagonal(self, value: Field, f: Placed, g: Placed) -> Field:
         """At equal positions of one example the two Gaussians are one, where rounding would part them."""
@@ -328,7 +338,7 @@ def _product(places: Sequence[Placed]) -> Placed:
 def _too_many(count: int, leaves: Sequence[Leaf]) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"the product of {count} correlated Gaussians",
-        reason="only expectations of two correlated Gaussians have a closed rule",
+        reason="only functions of two correlated Gaussians, times at most two more as they are, have a rule",
         advice="Put a dense layer between the branches",
         source=next((leaf.source for leaf in leaves if leaf.source), None),
     )

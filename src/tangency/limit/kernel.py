@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import InputError, NonFiniteError
 from ..graph.graph import Graph
+from ..graph.signal import ParameterStatistics
 from ..kernels.base import Kernel
 from ..kernels.tiles import TILE, assemble
 from ..trace import derive
@@ -43,8 +44,8 @@ class LimitKernel(Kernel):
         self._functions = functions
         self._settings = settings
         self._graphs: dict[tuple[tuple[int, ...], bool], Graph] = {}
-        self._block = jax.jit(self._block_of, static_argnames=("kind", "order"))
-        self._diagonal = jax.jit(self._diagonal_of, static_argnames=("kind",))
+        self._block = jax.jit(self._block_of, static_argnames=("kind", "order", "only"))
+        self._diagonal = jax.jit(self._diagonal_of, static_argnames=("kind", "only"))
         self._shape = input_shape
         self._integers = integers
         if input_shape is not None:
@@ -117,6 +118,37 @@ class LimitKernel(Kernel):
             axis = 1 if kind == "both" else 0
             yield np.moveaxis(found, axis, -1)[..., : len(x) - start]
 
+    def contributions(self, x1: Inputs, x2: Inputs | None = None) -> dict[str, np.ndarray]:
+        """Θ split by the parameters that train, `{name: [n, m]}`; the parts sum to `kernel(x1, x2)`.
+
+        The part of a parameter is what its own training moves, Σ_p η_p ∂_p f ∂_p f' over its entries. Each part takes
+        a pass of its own.
+
+        Raises:
+            InputError, NonFiniteError, AccuracyError: as for the kernel itself.
+        """
+        arrays = [_concrete(x, name) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
+        _check_shapes(x1, x2)
+        if any(x is None for x in arrays):
+            raise InputError("contributions: needs concrete arrays, not tracers; take kernel(x1, x2) inside jit")
+        first, second = arrays[0], arrays[1] if len(arrays) > 1 else None
+        assert first is not None
+        graph = self.graph(tuple(first.shape[1:]), _holds_integers(first))
+        parts: dict[str, set[ParameterStatistics]] = {}
+        for leaf in graph.leaves:
+            for root in leaf.roots:
+                if root.rate:
+                    parts.setdefault(root.origin.name, set()).add(root)
+        double = first.dtype.kind in "iub" or first.dtype == np.float64
+        with jax.ensure_compile_time_eval(), jax.enable_x64(bool(double) or _x64_enabled()):
+            found = {
+                name: self._assembled("ntk", first, second, None, only=frozenset(roots))
+                for name, roots in sorted(parts.items())
+            }
+            for result in found.values():
+                _check_result(result, 0)
+        return found
+
     def explain(self, format: str = "text") -> str:
         """The recursion that the kernel evaluates, layer by layer: `format` is "text" or "latex"."""
         return explain(self.graph(), format)
@@ -128,18 +160,25 @@ class LimitKernel(Kernel):
             )
         return summary(self.graph())
 
-    def _assembled(self, kind: Kind, x1: np.ndarray, x2: np.ndarray | None, progress: Progress | None) -> np.ndarray:
+    def _assembled(
+        self,
+        kind: Kind,
+        x1: np.ndarray,
+        x2: np.ndarray | None,
+        progress: Progress | None,
+        only: frozenset[ParameterStatistics] | None = None,
+    ) -> np.ndarray:
         graph = self.graph()
         order = required_order(graph, x1, x2, tangent=kind != "nngp")
         positions = 2 * len(graph.output.layout.space)
         lead = 1 if kind == "both" else 0
 
         def block(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            found = np.asarray(self._block(jnp.asarray(a), jnp.asarray(b), kind=kind, order=order))
+            found = np.asarray(self._block(jnp.asarray(a), jnp.asarray(b), kind=kind, order=order, only=only))
             return np.moveaxis(found, (lead, lead + 1), (-2, -1))
 
         def diagonal(a: np.ndarray) -> np.ndarray:
-            return np.moveaxis(np.asarray(self._diagonal(jnp.asarray(a), kind=kind)), lead, -1)
+            return np.moveaxis(np.asarray(self._diagonal(jnp.asarray(a), kind=kind, only=only)), lead, -1)
 
         tile = tile_size(graph, kind)
         if positions:
@@ -165,25 +204,32 @@ class LimitKernel(Kernel):
         diagonal = jnp.expand_dims(self._diagonal(x1, kind=kind), axes[1])
         return jnp.where((row == column).reshape(spread), diagonal, result)
 
-    def _block_of(self, x1: jax.Array, x2: jax.Array, kind: Kind, order: int | None) -> jax.Array:
+    def _block_of(
+        self,
+        x1: jax.Array,
+        x2: jax.Array,
+        kind: Kind,
+        order: int | None,
+        only: frozenset[ParameterStatistics] | None = None,
+    ) -> jax.Array:
         graph = self._graphs[x1.shape[1:], _holds_integers(x1)]
 
         finite = _runtime_true(x1)
 
         def pair(a: jax.Array, b: jax.Array) -> jax.Array:
-            return _select(Recursion(graph, (a, b), order, finite).kernels(tangent=kind != "nngp"), kind)
+            return _select(Recursion(graph, (a, b), order, finite, only).kernels(tangent=kind != "nngp"), kind)
 
         axis = 1 if kind == "both" else 0
         rows = jax.vmap(pair, (None, 0), out_axes=axis)
         return jax.vmap(rows, (0, None), out_axes=axis)(x1, x2)
 
-    def _diagonal_of(self, x: jax.Array, kind: Kind) -> jax.Array:
+    def _diagonal_of(self, x: jax.Array, kind: Kind, only: frozenset[ParameterStatistics] | None = None) -> jax.Array:
         graph = self._graphs[x.shape[1:], _holds_integers(x)]
 
         finite = _runtime_true(x)
 
         def single(a: jax.Array) -> jax.Array:
-            return _select(Recursion(graph, (a,), finite=finite).kernels(tangent=kind != "nngp"), kind)
+            return _select(Recursion(graph, (a,), finite=finite, only=only).kernels(tangent=kind != "nngp"), kind)
 
         return jax.vmap(single, out_axes=1 if kind == "both" else 0)(x)
 

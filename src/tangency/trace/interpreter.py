@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
-from ..errors import UnsupportedModelError
+from ..errors import InputError, UnsupportedModelError
 from ..graph.known import Known
 from ..graph.signal import (
     EmbeddingLeaf,
@@ -245,7 +245,8 @@ class Interpreter:
             raise equation.refuse(
                 f"it uses a sum over {loose[0].width} units that was not divided by {loose[0].width}; such a sum "
                 "stays random however wide the layer",
-                "Use jnp.mean, which divides after the sum, or write a contraction as a matrix product",
+                "Divide by the number of units (attention scores by 1/d, not 1/√d), use jnp.mean, or write a "
+                "contraction as a matrix product",
             )
 
     def _inline(self, equation: Equation) -> Sequence[Value]:
@@ -294,8 +295,15 @@ def _box(parameter: ParameterStatistics) -> tuple[ParameterStatistics, dict[int,
 
 def constant_value(value: Any) -> Value:
     """A constant of the program; a key or another extended type is opaque."""
-    if jax.numpy.issubdtype(getattr(value, "dtype", np.asarray(value).dtype), jax.dtypes.extended):
+    if jax.numpy.issubdtype(getattr(value, "dtype", np.float64), jax.dtypes.extended):
         return Opaque("a random key")
+    try:
+        value = np.asarray(value)
+    except jax.errors.TracerArrayConversionError:
+        raise InputError(
+            f"model: it uses an array of shape {np.shape(value)} that is not part of the network that the function "
+            "returned (a layer in a closure?); make it a field of the network"
+        ) from None
     return kn.constant(value)
 
 

@@ -21,10 +21,17 @@ def notes_on(graph: Graph, unused: Sequence[ParameterStatistics]) -> tuple[str, 
     return tuple(f"{', '.join(names)}: {remark}" for remark, names in subjects.items())
 
 
+_NARROW = 8
+"""A layer this many times narrower than the widest is remarked on."""
+
+
 def _on_leaves(graph: Graph) -> Iterator[tuple[str, str]]:
+    widest = max((leaf.width for leaf in graph.leaves if isinstance(leaf, WeightLeaf)), default=1)
     for leaf in graph.leaves:
         if isinstance(leaf, WeightLeaf):
             yield from _on_weight(leaf)
+            if 1 < leaf.width <= widest // _NARROW and not all(segment.is_known for segment in leaf.input):
+                yield leaf.weight.name, f"reads only {leaf.width} units; the limit takes all widths as many"
         elif isinstance(leaf, ParameterLeaf) and not leaf.degenerate:
             parameter = leaf.parameter
             if parameter.distribution not in ("normal", "constant"):

@@ -37,18 +37,17 @@ def default(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
 
 
 _GENERAL_ADVICE = (
-    "Covered are dense layers, biases, residual sums, concatenation of features, LayerNorm, RMSNorm and elementwise "
-    "activations"
+    "Covered are weights (dense, convolution, embedding), norms, elementwise activations, products, and linear maps "
+    "over positions"
 )
 _ADVICE = {
-    "conv_general_dilated": "Convolutions are not covered yet; flatten the input and use dense layers",
-    "scan": "Loops are not covered yet; write the layers out, one after the other",
-    "while": "Loops are not covered yet; write the layers out, one after the other",
-    "cond": "Branches are not covered yet; choose the branch outside the model",
+    "while": "Its length is not known when it is traced: use lax.scan, or write the steps out",
     "random_bits": "Dropout is covered in its inference form only: switch the model to inference",
-    "reduce_max": "A maximum or softmax over units has no closed limit; return the logits",
+    "reduce_max": "A maximum or softmax of random signals has no closed limit: pool by an average, return the logits, "
+    "or scale attention scores by 1/d, with which they become deterministic",
+    "reduce_window_max": "Max-pooling is a function of several correlated Gaussians without a closed limit: pool by "
+    "an average",
     "sort": "Order statistics of units have no limit rule; remove the sort",
-    "stop_gradient": "Freeze parameters with trainable= instead of stopping gradients inside the model",
 }
 
 
