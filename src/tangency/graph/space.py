@@ -39,22 +39,38 @@ class Window:
 def slide(array: jax.Array, axes: tuple[int, ...], window: Window) -> jax.Array:
     """Sums over a window that slides along several axes at once, tap by tap the same: Σ_k a[… + k, … + k].
 
-    One axis gives windowed sums; two give what a convolution with independent weights does to a second moment.
+    One axis gives windowed sums; two give what a convolution with independent weights does to a second moment. XLA's
+    own windowed sum compiles in a fraction of the time of taps that are written out. It slides along one axis; so two
+    are read as one, along which a step on both is a step of one row and one entry.
     """
-    zero = jnp.zeros((), array.dtype)
+    if len(axes) == 1:
+        return _windowed(array, axes[0], window)
+    first, second = axes
     around = (window.low, window.high, window.base_dilation - 1)
     if around != (0, 0, 0):
+        zero = jnp.zeros((), array.dtype)
         array = jax.lax.pad(array, zero, [around if axis in axes else (0, 0, 0) for axis in range(array.ndim)])
-    total = None
-    for tap in range(window.size):
-        start, stop = [0] * array.ndim, list(array.shape)
-        strides = [1] * array.ndim
-        for axis in axes:
-            reach = (window.size - 1) * window.dilation
-            start[axis] = tap * window.dilation
-            stop[axis] = array.shape[axis] - reach + tap * window.dilation
-            strides[axis] = window.stride
-        part = jax.lax.slice(array, start, stop, strides)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+    array = jnp.moveaxis(array, axes, (-2, -1))
+    rows, columns = array.shape[-2:]
+    reach = (window.size - 1) * window.dilation
+    flat = array.reshape((*array.shape[:-2], rows * columns))
+    along = Window(window.size, 1, 0, reach, 1, window.dilation * (columns + 1))
+    sums = _windowed(flat, flat.ndim - 1, along).reshape((*array.shape[:-2], rows - reach, columns))
+    sums = sums[..., :: window.stride, : columns - reach : window.stride]
+    return jnp.moveaxis(sums, (-2, -1), (first, second))
+
+
+def _windowed(array: jax.Array, axis: int, window: Window) -> jax.Array:
+    def along(value: int) -> list[int]:
+        return [value if i == axis else 1 for i in range(array.ndim)]
+
+    return jax.lax.reduce_window(
+        array,
+        jnp.zeros((), array.dtype),
+        jax.lax.add,
+        along(window.size),
+        along(window.stride),
+        [(window.low, window.high) if i == axis else (0, 0) for i in range(array.ndim)],
+        along(window.base_dilation),
+        along(window.dilation),
+    )

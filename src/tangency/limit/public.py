@@ -42,7 +42,11 @@ def limit(
         `kernel.explain()` show what was derived.
 
     All widths, that is all axes that weights contract other than the input's own, go to infinity; the traced width
-    only scales variances. Initialiser means and variances are read from the initialiser's own computation.
+    only scales variances. In a grouped convolution the channels of each group go to infinity; with one channel in each
+    group (depthwise) their number does, and the result is no Gaussian until the next weight mixes the channels.
+    Attention scores must be divided by d, with which they become deterministic. Where the output keeps positions, the
+    kernels are `[n, m, s…, s'…]`.
+    Initialiser means and variances are read from the initialiser's own computation.
 
     Raises:
         InputError: the model is given in no known form.
@@ -50,8 +54,8 @@ def limit(
             operation, the line of the model and the way out.
 
     References:
-        Jacot, Gabriel, Hongler 2018 (arXiv:1806.07572); Lee et al. 2018 (arXiv:1711.00165); Yang 2019
-        (arXiv:1902.04760) and 2020 (arXiv:2006.14548).
+        Jacot, Gabriel, Hongler 2018 (arXiv:1806.07572); Lee et al. 2018 (arXiv:1711.00165); Novak et al. 2019
+        (arXiv:1810.05148); Yang 2019 (arXiv:1902.04760) and 2020 (arXiv:2006.14548).
     """
     if batched is not None and not isinstance(batched, bool):
         raise InputError(f"batched: expected True, False or None, got {batched!r}")

@@ -221,18 +221,18 @@ def _parameter_segment(
     pieces: Sequence[tuple[int, ...]],
 ) -> Segment:
     """Parameters used entry by entry: their mean, and a zero-mean leaf that is one wherever it is used."""
+    if not view.own_axes and prod(layout.shape) != 1:
+        raise repeated(equation, view.parameter.name)
     positions: list[Space] = []
     tags: list[tuple[int, ...]] = []
     for axis, row in enumerate(layout.axes):
-        own = view.shape[axis] != 1 and bool(view.axes[axis])
+        own = axis in view.own_axes
         for atom in row:
             if isinstance(atom, Width) and not own:
                 raise repeated(equation, view.parameter.name)
             if isinstance(atom, Space) and own:
                 positions.append(atom)
                 tags.append((*sorted(view.axes[axis]), len(row)))
-    if not view.own_axes and prod(layout.shape) != 1:
-        raise repeated(equation, view.parameter.name)
     interpreter.claim(view.parameter, ("entries", *tags), equation.source)
     leaf = interpreter.interned(
         ParameterLeaf(view.parameter, view.scale, tuple(atom.length for atom in positions), source=equation.source)
