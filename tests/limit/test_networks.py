@@ -400,7 +400,8 @@ def test_hundred_layers_stay_finite_and_positive(rng, activation):
     for matrix in (k, theta):
         assert np.all(np.isfinite(matrix))
         assert np.linalg.eigvalsh(matrix).min() > -1e-12 * np.trace(matrix)
-    np.testing.assert_allclose(np.diag(k), 2 / 5 * (x**2).sum(1), rtol=1e-12)
+    if activation is jax.nn.relu:
+        np.testing.assert_allclose(np.diag(k), 2 / 5 * (x**2).sum(1), rtol=1e-12)
 
 
 class LinenNormalised(linen.Module):
