@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import equinox as eqx
+import haiku
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,7 +163,6 @@ def test_flax_nnx_linen_and_a_plain_pair_agree(data):
 
 
 def test_haiku_pair(data):
-    haiku = pytest.importorskip("haiku")
     network = haiku.without_apply_rng(haiku.transform(lambda x: haiku.nets.MLP([64, 64, 2])(x)))
     # Haiku truncates a normal at two standard deviations and does not correct its variance.
     w = 1 - 4 * np.exp(-2) / np.sqrt(2 * np.pi) / math.erf(np.sqrt(2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..types import Array, Inputs, Kind, Progress
 from .explain import explain, summary
 from .orders import required_order
 from .recursion import Recursion
+from .survey import survey
 
 _KINDS = ("nngp", "ntk", "both")
 
@@ -64,7 +64,9 @@ class LimitKernel(Kernel):
         kind = self._integers if integers is None else integers
         if (shape, kind) not in self._graphs:
             graph = derive(self._functions, shape, self._settings, integers=kind)
-            _check_rules(graph)
+            # What has no rule is refused before any data is seen.
+            survey(graph, tangent=True)
+            survey(graph, tangent=True, diagonal=True)
             self._graphs[shape, kind] = graph
         self._shape, self._integers = shape, kind
         return self._graphs[shape, kind]
@@ -272,28 +274,11 @@ _BUDGET = 2**28
 _TEMPORARIES = 4
 
 
-@lru_cache(maxsize=256)
 def tile_size(graph: Graph, kind: Kind, diagonal: bool = False) -> int:
     """How many examples a tile has on each side, so that its largest arrays stay within a quarter of a gigabyte."""
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        example = graph.example()
-
-        def pair(a: jax.Array, b: jax.Array) -> Any:
-            examples = (a,) if diagonal else (a, b)
-            return Recursion(graph, examples).kernels(tangent=kind != "nngp")
-
-        program = jax.make_jaxpr(pair)(example, example)
-    largest = max((prod(v.aval.shape) for e in program.eqns for v in e.outvars), default=1)  # pyright: ignore
+    largest = survey(graph, tangent=kind != "nngp", diagonal=diagonal).largest
     examples = _BUDGET / (8 * _TEMPORARIES * largest)
     return int(min(TILE, max(1, examples if diagonal else examples**0.5)))
-
-
-def _check_rules(graph: Graph) -> None:
-    """Run the recursion on shapes alone, so that what has no rule is refused before any data is seen."""
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        example = graph.example()
-        jax.eval_shape(lambda a, b: Recursion(graph, (a, b)).kernels(tangent=True), example, example)
-        jax.eval_shape(lambda a: Recursion(graph, (a,)).kernels(tangent=True), example)
 
 
 def _check_kind(kind: str) -> None:

@@ -18,6 +18,7 @@ from .duals import required_order as order_for
 from .expectation import DualUse, Placed, analysed
 from .fields import broadcastable
 from .recursion import Recursion, deep_recursion
+from .survey import survey
 
 _CHUNK = 4096
 
@@ -103,19 +104,9 @@ def _plan(graph: Graph, tangent: bool) -> _Plan:
 
 def _uses(graph: Graph, tangent: bool) -> tuple[DualUse, ...]:
     """The distinct expectations of a pair that have no closed form."""
+    one = np.ones(1)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        example = graph.example()
-        collected: list[DualUse] = []
-
-        def run(a: jax.Array, b: jax.Array) -> Any:
-            recursion = Recursion(graph, (a, b))
-            kernels = recursion.kernels(tangent=tangent)
-            collected.extend(recursion.uses)
-            return kernels
-
-        jax.eval_shape(run, example, example)
-        one = np.ones(1)
-        return tuple(use for use in dict.fromkeys(collected) if not _is_closed(use, one))
+        return tuple(use for use in survey(graph, tangent=tangent).uses if not _is_closed(use, one))
 
 
 def _is_closed(use: DualUse, variances: np.ndarray) -> bool:

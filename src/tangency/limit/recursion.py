@@ -51,6 +51,7 @@ from ..graph.signal import (
 from .expectation import DualUse, Expectations, Placed
 from .fields import Field, add, broadcastable, contract, identity
 from .loops import carried
+from .weights import weights
 
 _DEPTH = 1_000_000
 _WIDTH = -1
@@ -87,7 +88,7 @@ class Recursion:
     only: frozenset[ParameterStatistics] | None = None
     uses: list[DualUse] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
-    _fresh: Iterator[int] = field(default_factory=lambda: count(1000))
+    fresh: Iterator[int] = field(default_factory=lambda: count(1000))
 
     def __post_init__(self) -> None:
         example = self.examples[0]
@@ -232,12 +233,12 @@ class Recursion:
     def inner(self, leaf: SelectLeaf | MergeLeaf, side: int, labels: Labels) -> tuple[Labels, Any]:
         """Labels of what a selection or merger is made from, and the way back."""
         if isinstance(leaf, SelectLeaf):
-            label = next(self._fresh)
+            label = next(self.fresh)
             own = labels[leaf.axis : leaf.axis + len(leaf.index.shape)]
             inner = (*labels[: leaf.axis], label, *labels[leaf.axis + len(own) :])
             index = self.known(leaf.index, side)
             return inner, lambda found: found.taken(label, index, own)
-        new = {axis: next(self._fresh) for axis in leaf.axes}
+        new = {axis: next(self.fresh) for axis in leaf.axes}
         rest = iter(labels[:-1])
         inner = tuple(new[axis] if axis in new else next(rest) for axis in range(len(leaf.leaf.space)))
         lengths = [leaf.leaf.space[axis] for axis in leaf.axes]
@@ -272,7 +273,7 @@ class Recursion:
         self, tangent: bool, a: tuple[Leaf, int, Labels], b: tuple[Leaf, int, Labels], shared: Sequence[int]
     ) -> Field | None:
         """A diagonal as that of all pairs of positions."""
-        new = {label: next(self._fresh) for label in shared}
+        new = {label: next(self.fresh) for label in shared}
         there = tuple(new.get(label, label) for label in b[2])
         found = self._pair(tangent, a, (b[0], b[1], there))
         for label, other in new.items():
@@ -289,7 +290,7 @@ class Recursion:
     def labels_inside(self, leaf: LinearLeaf, labels: Labels) -> Labels:
         """Labels of the signal that a map is applied to."""
         maps = leaf.window is not None or leaf.matrix is not None
-        return (*labels[: leaf.axis], next(self._fresh), *labels[leaf.axis + maps :])
+        return (*labels[: leaf.axis], next(self.fresh), *labels[leaf.axis + maps :])
 
     def apply_map(self, leaf: LinearLeaf, side: int, inner: Labels, labels: Labels, found: Field) -> Field:
         axis = leaf.axis
@@ -324,14 +325,14 @@ class Recursion:
         if _own(first) is not _own(second):
             return None
         if isinstance(first, ParameterLeaf) and isinstance(second, ParameterLeaf):
-            size = first.scale * second.scale * self._size(first.parameter, tangent)
+            size = first.scale * second.scale * self.size(first.parameter, tangent)
             field = Field(jnp.asarray(size, self.dtype))
             for here, there, length in zip(a[2], b[2], first.space, strict=True):
                 if here != there:
                     field = contract([field, identity(here, there, length, self.dtype)], {})
             return field
         if isinstance(first, EmbeddingLeaf) and isinstance(second, EmbeddingLeaf):
-            size = first.scale * second.scale * self._size(first.weight, tangent)
+            size = first.scale * second.scale * self.size(first.weight, tangent)
             rows = [
                 Field.of(self.known(leaf.index, side), labels)
                 for leaf, side, labels in ((first, *a[1:]), (second, *b[1:]))
@@ -340,108 +341,13 @@ class Recursion:
             left, right = (broadcastable(row, labels) for row in rows)
             return Field(jnp.where(left == right, jnp.asarray(size, self.dtype), 0.0), labels)
         assert isinstance(first, WeightLeaf) and isinstance(second, WeightLeaf)
-        return self._weights(tangent, (first, *a[1:]), (second, *b[1:]))
+        return weights(self, tangent, (first, *a[1:]), (second, *b[1:]))
 
-    def _size(self, parameter: ParameterStatistics, tangent: bool) -> float:
+    def size(self, parameter: ParameterStatistics, tangent: bool) -> float:
         """An entry's variance, or its learning rate."""
         if not tangent:
             return parameter.variance
         return parameter.rate if self.only is None or parameter in self.only else 0.0
-
-    # Weights
-
-    def _weights(
-        self, tangent: bool, a: tuple[WeightLeaf, int, Labels], b: tuple[WeightLeaf, int, Labels]
-    ) -> Field | None:
-        weight, scale = a[0].weight, a[0].scale * b[0].scale
-        if not tangent:
-            moment = self._summed(False, a, b)
-            return None if moment is None else moment.times(weight.variance * scale)
-        rate, parts = self._size(weight, True), []
-        if rate:
-            if weight.variance:
-                moment = self.query("K", a, b)
-                parts.append(None if moment is None else moment.times(rate / weight.variance))
-            else:
-                moment = self._summed(False, a, b)
-                parts.append(None if moment is None else moment.times(rate * scale))
-        inner = self._summed(True, a, b)
-        parts.append(None if inner is None else inner.times(weight.variance * scale))
-        return add(parts)
-
-    def _summed(
-        self, tangent: bool, a: tuple[WeightLeaf, int, Labels], b: tuple[WeightLeaf, int, Labels]
-    ) -> Field | None:
-        """Σ of E[s s'] or Θ(s, s') over everything that a weight contracts."""
-        first, second = a[0], b[0]
-        _check_alike(first, second)
-        here, there = _input_labels(first, a[2]), _input_labels(second, b[2])
-        for own, other in zip(first.unshared, second.unshared, strict=True):
-            if here[own] != there[other]:
-                return self._unshared(tangent, a, b, here[own], there[other], first.input[0].space[own])
-        gone: dict[int, int] = {}
-        for own, other in zip(first.contracted, second.contracted, strict=True):
-            here[own] = there[other] = next(self._fresh)
-            gone[here[own]] = first.input[0].space[own]
-        slides: list[tuple[dict[int, int], int, Any]] = []
-        for (own, window), (other, its) in zip(first.windows, second.windows, strict=True):
-            length, its_length = first.input[0].space[own], second.input[0].space[other]
-            if window.is_trivial and its.is_trivial:
-                continue
-            left, right = here[own], there[other]
-            new = {next(self._fresh): left}
-            here[own] = next(iter(new))
-            if left == right and window == its and length == its_length:
-                there[other] = here[own]
-            elif right in here.values() or left in there.values() or left == right:
-                return self._apart_weights(tangent, a, b)
-            else:
-                there[other] = next(self._fresh)
-                new[there[other]] = right
-            if window != its or length != its_length:
-                raise UnsupportedModelError(
-                    f"the weight {first.weight.name}",
-                    reason="it slides over two arrays of different sizes or with different strides",
-                    advice="Use a weight of its own for each",
-                    source=second.source,
-                )
-            slides.append((new, length, window))
-        found = []
-        labels = tuple(here[axis] for axis in sorted(here)), tuple(there[axis] for axis in sorted(there))
-        for s, t in zip(first.input, second.input, strict=True):
-            found.append(self.pairs(s, t, (a[1], b[1]), labels, tangent=tangent, gone=gone, summed=True))
-        moment = add(found)
-        if moment is None:
-            return None
-        for new, length, window in slides:
-            moment = moment.slid(tuple(new), length, window).relabelled(new)
-        return moment.times(1.0 / first.groups)
-
-    def _unshared(
-        self,
-        tangent: bool,
-        a: tuple[WeightLeaf, int, Labels],
-        b: tuple[WeightLeaf, int, Labels],
-        here: int,
-        there: int,
-        length: int,
-    ) -> Field | None:
-        """Weights of different positions are independent: zero off the diagonal."""
-        if there in a[2] or here in b[2]:
-            return self._apart_weights(tangent, a, b)
-        same = tuple(here if label == there else label for label in b[2])
-        found = self._summed(tangent, a, (b[0], b[1], same))
-        return None if found is None else contract([found, identity(here, there, length, self.dtype)], {})
-
-    def _apart_weights(
-        self, tangent: bool, a: tuple[WeightLeaf, int, Labels], b: tuple[WeightLeaf, int, Labels]
-    ) -> Field | None:
-        """Diagonals along axes that do not correspond, as those of all pairs of positions."""
-        new = {label: next(self._fresh) for label in b[2] if label in a[2]}
-        found = self._summed(tangent, a, (b[0], b[1], tuple(new.get(label, label) for label in b[2])))
-        for label, other in new.items():
-            found = None if found is None else found.diagonal(label, other)
-        return found
 
     # Sums of terms
 
@@ -493,24 +399,3 @@ def _own(leaf: Leaf) -> ParameterStatistics | None:
     if isinstance(leaf, ParameterLeaf):
         return leaf.parameter
     return leaf.weight if isinstance(leaf, WeightLeaf | EmbeddingLeaf) else None
-
-
-def _input_labels(leaf: WeightLeaf, labels: Labels) -> dict[int, int]:
-    """For each axis of the input's positions that is not contracted, its label."""
-    axes = [axis for axis in range(len(leaf.input[0].space)) if axis not in leaf.contracted]
-    return dict(zip(axes, labels, strict=True))
-
-
-def _check_alike(a: WeightLeaf, b: WeightLeaf) -> None:
-    def shape(leaf: WeightLeaf) -> Any:
-        space = leaf.input[0].space
-        kept = [[space[axis] for axis in axes] for axes in (leaf.contracted, leaf.unshared)]
-        return [s.size for s in leaf.input], kept, len(leaf.windows), leaf.groups
-
-    if shape(a) != shape(b):
-        raise UnsupportedModelError(
-            f"the weight {a.weight.name}",
-            reason="it is applied to two signals whose features are put together differently",
-            advice="Use separate weights",
-            source=b.source,
-        )

@@ -225,6 +225,13 @@ def _has_zero_mean(term: Term) -> bool:
     return False
 
 
+def _over_positions(interpreter: Interpreter, equation: Equation, signal: Signal, axis: int) -> Signal:
+    """An array axis made a single axis of positions; features are refused."""
+    if any(isinstance(atom, Width) for atom in signal.layout.axes[axis]):
+        raise equation.refuse("it sums along the features in part", "Sum over positions, or over all features")
+    return Shaper(interpreter, equation.source).as_positions(signal, axis)[0]
+
+
 @rule("reduce_window_sum")
 def windowed(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     """Sums over windows of positions: pooling."""
@@ -236,16 +243,14 @@ def windowed(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     rank = len(equation.shape)
     strides, padding = p["window_strides"] or (1,) * rank, p["padding"] or ((0, 0),) * rank
     base, dilation = p["base_dilation"] or (1,) * rank, p["window_dilation"] or (1,) * rank
-    shaper = Shaper(interpreter, equation.source)
     for axis, size in enumerate(p["window_dimensions"]):
         low, high = padding[axis]
         window = Window(size, strides[axis], low, high, base[axis], dilation[axis])
         if window.is_trivial:
             continue
-        if any(isinstance(atom, Width) for atom in signal.layout.axes[axis]):
-            raise equation.refuse("its windows slide along the features", "Pool over positions")
-        signal, _ = shaper.as_positions(signal, axis)
-        signal = map_axis(interpreter, equation, signal, axis, window=window)
+        signal = map_axis(
+            interpreter, equation, _over_positions(interpreter, equation, signal, axis), axis, window=window
+        )
     return [signal]
 
 
@@ -257,10 +262,8 @@ def cumulative(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
         return default(interpreter, equation)
     signal = as_signal(interpreter, equation, operand)
     axis, length = equation.parameters["axis"], equation.shape[equation.parameters["axis"]]
-    if any(isinstance(atom, Width) for atom in signal.layout.axes[axis]):
-        raise equation.refuse("it sums along the features", "Sum over positions")
     matrix = np.tri(length).T if equation.parameters["reverse"] else np.tri(length)
-    signal, _ = Shaper(interpreter, equation.source).as_positions(signal, axis)
+    signal = _over_positions(interpreter, equation, signal, axis)
     return [map_axis(interpreter, equation, signal, axis, matrix=kn.constant(matrix))]
 
 

@@ -230,7 +230,11 @@ class Shaper:
         if isinstance(atom, Width):
             parts = signal.layout.parts
             if len(signal.segments) > 1:
-                signal = self.one_segment(signal)
+                raise self.interpreter.refusal(
+                    "it uses concatenated features as positions",
+                    "Put a dense layer after the concatenation",
+                    self.source,
+                )
             on_segment = partial(self.copies, parts=parts, which=atom.index)
         elif isinstance(atom, Repeat):
             space = (*signal.layout.space, atom.length)
@@ -320,14 +324,6 @@ class Shaper:
                 segment = Segment(size, tuple(terms), (*lengths[:axis], *lengths[axis + 1 :]))
                 return self.interpreter.interned(replace(leaf, segment=segment))
         return None
-
-    def one_segment(self, signal: Signal) -> Signal:
-        """Concatenated features as one segment: every part masked to its own places."""
-        if len(signal.segments) == 1:
-            return signal
-        raise self.interpreter.refusal(
-            "it uses concatenated features as positions", "Put a dense layer after the concatenation", self.source
-        )
 
     def as_positions(self, signal: Signal, axis: int) -> tuple[Signal, int]:
         """Make one array axis a single axis of positions; its index."""

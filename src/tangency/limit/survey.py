@@ -1,0 +1,43 @@
+"""What the recursion of a graph will do, found once by tracing it on shapes: before any data is seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import jax
+
+from ..graph.graph import Graph
+from .expectation import DualUse
+from .recursion import Recursion
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The distinct expectations of two Gaussians, and the entries of the largest array for one example or pair."""
+
+    uses: tuple[DualUse, ...]
+    largest: int
+
+
+@lru_cache(maxsize=256)
+def survey(graph: Graph, *, tangent: bool, diagonal: bool = False) -> Survey:
+    """Trace the recursion of a pair of examples, or of one example with itself.
+
+    Raises:
+        UnsupportedModelError: something in it has no rule.
+    """
+    uses: list[DualUse] = []
+
+    def run(*examples: jax.Array) -> Any:
+        recursion = Recursion(graph, examples)
+        kernels = recursion.kernels(tangent=tangent)
+        uses.extend(recursion.uses)
+        return kernels
+
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        program = jax.make_jaxpr(run)(*[graph.example()] * (1 if diagonal else 2))
+    sizes = (prod(v.aval.shape) for e in program.eqns for v in e.outvars)  # pyright: ignore[reportAttributeAccessIssue]
+    return Survey(tuple(dict.fromkeys(uses)), max(sizes, default=1))
