@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .estimators import NTKClassifier as NTKClassifier
     from .estimators import NTKRegressor as NTKRegressor
     from .gram import gram as gram
+    from .graph.sampling import QuasiMonteCarlo as QuasiMonteCarlo
     from .kernels import FunctionKernel as FunctionKernel
     from .kernels import Kernel as Kernel
     from .limit import limit as limit
@@ -24,6 +25,7 @@ _HOMES = {
     "Kernel": "kernels",
     "NTKClassifier": "estimators",
     "NTKRegressor": "estimators",
+    "QuasiMonteCarlo": "graph.sampling",
     "gaussian_process": "dynamics",
     "gram": "gram",
     "kernel_flow": "dynamics",

@@ -114,6 +114,11 @@ def root_of_width_scaling(p, x):
     return p["v"] @ (gate * (p["w"] @ x))
 
 
+def root_of_width_times_an_average(p, x):
+    gate = np.sqrt(16) * jnp.mean((p["w"] @ x) * (p["u"] @ x))
+    return p["v"] @ (gate * (p["w"] @ x))
+
+
 def threshold_along_the_width(p, x):
     return p["v"] @ jnp.maximum(p["w"] @ x, np.linspace(-1, 1, 16))
 
@@ -131,6 +136,7 @@ CASES = [
     (centred_outputs, "the network's own outputs", {}),
     (sum_that_is_no_average, "not divided by 16", {"w": (16, 4), "s": (16,), "b": (1,)}),
     (root_of_width_scaling, "not divided by 16", {"w": (16, 4), "u": (16, 4), "v": (2, 16)}),
+    (root_of_width_times_an_average, "not divided by 16", {"w": (16, 4), "u": (16, 4), "v": (2, 16)}),
     (threshold_along_the_width, "from unit to unit", {}),
     (weight_as_bias, "both as a weight and entry by entry", {"w": (16, 4), "s": (16,)}),
     (weight_and_transpose, "its transpose", {"w": (4, 4), "v": (2, 4)}),

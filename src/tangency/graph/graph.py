@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .known import Apply, Known, WidthSum
+from .sampling import QuasiMonteCarlo
 from .signal import Leaf, ParameterStatistics, Segment, Signal
 
 
@@ -21,6 +22,7 @@ class Graph:
         output: the network's output, a random signal.
         input_shape: shape of one example.
         integers: whether examples are integers (tokens).
+        sampling: how expectations without a closed rule are taken; None where they are refused.
         unused: trainable parameters that the output does not depend on.
         notes: what the reader must know about this limit (uniform weights at the first layer, …).
         name: the model's name, for people.
@@ -32,6 +34,7 @@ class Graph:
     notes: tuple[str, ...] = ()
     name: str = "model"
     integers: bool = False
+    sampling: QuasiMonteCarlo | None = None
 
     def example(self) -> jax.ShapeDtypeStruct:
         """The shape and type of one example."""

@@ -46,6 +46,11 @@ class PendingWidth:
     zero_mean: bool = False
     positions: int = 1
 
+    @property
+    def vanishing(self) -> bool:
+        """Whether it is an average of zero mean, of order 1/√width, which the limit takes for zero."""
+        return self.zero_mean and self.power < 0
+
 
 @dataclass(frozen=True)
 class Operation:

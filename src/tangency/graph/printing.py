@@ -14,6 +14,7 @@ from .signal import (
     CopiesLeaf,
     EmbeddingLeaf,
     Factor,
+    JointLeaf,
     Leaf,
     LinearLeaf,
     MergeLeaf,
@@ -216,6 +217,9 @@ def definition(printer: Printer, leaf: Leaf) -> str:
             return f"{leaf.length} independent copies of {printer.leaf(leaf.leaf)}"
         case CarryLeaf(loop=loop):
             return f"the state before each of {loop.length} steps"
+        case JointLeaf(operation=operation, operands=operands):
+            name = "sum" if operation is None else operation.name
+            return f"{name}({', '.join(printer.segment(operand) for operand in operands)})"
         case StopLeaf():
             return f"{printer.leaf(leaf.leaf)} without gradient"
     raise TypeError(f"no text for {type(leaf).__name__}")

@@ -11,7 +11,7 @@ from functools import cached_property
 from math import prod
 
 from .elementwise import IDENTITY, Elementwise
-from .known import ONE, Known, is_number
+from .known import ONE, Known, Operation, is_number
 from .layout import Layout
 from .space import Window
 
@@ -21,8 +21,8 @@ class ParameterStatistics:
     """What the limit needs to know of one array of parameters.
 
     `variance` is that of one entry at initialisation, `learning_rate` that of one entry in training (None: a
-    zero-variance weight whose rate nobody gave). A piece of an array names the `whole` and the `interval` (axis, start,
-    stop) of it.
+    zero-variance weight whose rate nobody gave). `noise` is drawn anew for each example, as dropout's masks are.
+    A piece of an array names the `whole` and the `interval` (axis, start, stop) of it.
     """
 
     name: str
@@ -31,6 +31,7 @@ class ParameterStatistics:
     variance: float
     learning_rate: float | None
     distribution: str = "normal"
+    noise: bool = False
     whole: ParameterStatistics | None = None
     interval: tuple[int, int, int] | None = None
 
@@ -102,6 +103,10 @@ class ParameterLeaf(Leaf):
     @property
     def space(self) -> tuple[int, ...]:
         return self.positions
+
+    @property
+    def gaussian(self) -> bool:
+        return not self.parameter.noise
 
     @property
     def degenerate(self) -> bool:
@@ -353,6 +358,33 @@ class CarryLeaf(Leaf):
         return tuple(self.loop.outputs)
 
 
+@dataclass(frozen=True, eq=False)
+class JointLeaf(Leaf):
+    """A function of several Gaussians: an elementwise `operation` on signals, or their sum where it is None.
+
+    What is Known among the operands is a signal without randomness. Its expectations have no closed rule.
+    """
+
+    operation: Operation | None
+    operands: tuple[Segment, ...]
+
+    @cached_property
+    def roots(self) -> frozenset[ParameterStatistics]:
+        return frozenset().union(*(segment.roots for segment in self.operands))
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        return self.operands[0].space
+
+    @property
+    def inputs(self) -> tuple[Segment, ...]:
+        return self.operands
+
+    @property
+    def gaussian(self) -> bool:
+        return False
+
+
 @dataclass(frozen=True)
 class Factor:
     """φ(leaf); the leaf's axis i runs along the field's axis `axes[i]`."""
@@ -398,9 +430,20 @@ class Term:
 
 def is_degenerate(leaf: Leaf) -> bool:
     """Whether a leaf is a parameter of zero variance."""
+    base = _base(leaf)
+    return isinstance(base, ParameterLeaf) and base.degenerate
+
+
+def is_noise(leaf: Leaf) -> bool:
+    """Whether a leaf is drawn anew for each example, as dropout's masks are."""
+    base = _base(leaf)
+    return isinstance(base, ParameterLeaf) and base.parameter.noise
+
+
+def _base(leaf: Leaf) -> Leaf:
     while isinstance(leaf, ViewLeaf):
         leaf = leaf.leaf
-    return isinstance(leaf, ParameterLeaf) and leaf.degenerate
+    return leaf
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,6 @@ from ..graph.signal import (
     Leaf,
     LinearLeaf,
     MergeLeaf,
-    ParameterStatistics,
     Segment,
     SelectLeaf,
     StopLeaf,
@@ -29,9 +28,11 @@ from ..graph.signal import (
     is_degenerate,
 )
 from ..trace.known import MULTIPLY
+from . import joint
 from .duals import Activation, dual, mean, product_mean
 from .fields import Field, add, broadcastable, contract, identity, lifted
 from .linear_factors import with_linear_factors
+from .placed import Placed
 
 if TYPE_CHECKING:
     from .recursion import Recursion
@@ -49,49 +50,6 @@ def activation(program: Elementwise, parameters: int) -> Activation:
 
 def analysed(function: Elementwise) -> Activation:
     return activation(function.program, len(function.parameters))
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A factor at labelled positions of one example. `over` labels the positions of the field it stands in."""
-
-    function: Elementwise
-    leaf: Leaf
-    side: int
-    labels: Labels
-    over: Labels
-    stopped: bool = False
-
-    @classmethod
-    def of(cls, factor: Factor, side: int, over: Labels) -> Placed:
-        leaf, stopped = factor.leaf, False
-        while isinstance(leaf, StopLeaf):
-            leaf, stopped = leaf.leaf, True
-        return cls(factor.function, leaf, side, tuple(over[axis] for axis in factor.axes), over, stopped)
-
-    @property
-    def variable(self) -> tuple[Leaf, int, Labels]:
-        return self.leaf, self.side, self.labels
-
-    @property
-    def roots(self) -> frozenset[ParameterStatistics]:
-        return self.leaf.roots
-
-    @property
-    def is_map(self) -> bool:
-        """Whether it is a linear map of activations, itself."""
-        return self.function.is_identity and not self.leaf.gaussian
-
-    def differentiated(self) -> Placed:
-        return replace(self, function=self.function.derivative)
-
-    def anywhere(self) -> Placed:
-        """The same factor with labels counted from zero and no side: what its variance depends on."""
-        names: dict[int, int] = {}
-        for label in (*self.labels, *self.over):
-            names.setdefault(label, len(names))
-        own, over = (tuple(names[label] for label in labels) for labels in (self.labels, self.over))
-        return replace(self, side=0, labels=own, over=over, stopped=False)
 
 
 @dataclass(frozen=True)
@@ -133,6 +91,10 @@ class Expectations:
                 return self.recursion.query("Θ" if tangent else "K", self.whole(mine), self.whole(other))
         if not tangent:
             return self.of([*left, *right])
+        if any(p.is_joint for p in (*left, *right)):
+            if len(left) == len(right) == 1 and left[0].is_bare and right[0].is_bare:
+                return self.recursion.query("Θ", left[0].variable, right[0].variable)
+            return joint.tangent(self.recursion, left, right)
         return add([self.tangent(left, f, right, g) for f in left for g in right])
 
     def tangent(self, left: Sequence[Placed], f: Placed, right: Sequence[Placed], g: Placed) -> Field | None:
@@ -160,6 +122,11 @@ class Expectations:
                 raise _too_many(3, [p.leaf, *(other.leaf for other in moved)])
 
     def _group(self, group: Sequence[list[Placed]]) -> Field | None:
+        placed = [p for places in group for p in places]
+        if any(p.is_joint for p in placed):
+            if len(placed) == 2 and all(p.function.is_identity for p in placed):
+                return self.recursion.query("K", placed[0].variable, placed[1].variable)
+            return joint.expectation(self.recursion, placed)
         if len(group) > 2:
             return self._beside_linear(group)
         if len(group) == 1:
@@ -186,6 +153,8 @@ class Expectations:
         rest = [_product(places) for places in group if places[0] not in linear]
         gaussian = all(places[0].leaf.gaussian for places in group)
         if not gaussian or not 1 <= len(linear) <= 2 or not 1 <= len(rest) <= 2:
+            if self.recursion.graph.sampling is not None:
+                return joint.expectation(self.recursion, [p for places in group for p in places])
             raise _too_many(len(group), [places[0].leaf for places in group])
         return with_linear_factors(self, linear, rest)
 
@@ -339,7 +308,8 @@ def _too_many(count: int, leaves: Sequence[Leaf]) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"the product of {count} correlated Gaussians",
         reason="only functions of two correlated Gaussians, times at most two more as they are, have a rule",
-        advice="Put a dense layer between the branches",
+        advice="Put a dense layer between the branches, or ask for quasi-Monte-Carlo: tangency.limit(..., "
+        "numerical=True)",
         source=next((leaf.source for leaf in leaves if leaf.source), None),
     )
 

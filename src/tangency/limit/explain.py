@@ -12,6 +12,7 @@ from ..graph.signal import (
     CarryLeaf,
     EmbeddingLeaf,
     Factor,
+    JointLeaf,
     Leaf,
     LinearLeaf,
     ParameterLeaf,
@@ -120,12 +121,24 @@ class _Writer:
         if isinstance(leaf, LinearLeaf):
             within = self.tangent_of(leaf.segment) if what == "Θ" else self.pairs(leaf.segment, leaf.segment)
             return rf"L\left({within}\right)L'^{{\top}}" if self.latex else f"L ({within}) L′ᵀ over positions"
+        if isinstance(leaf, JointLeaf):
+            return self._sampled(what, leaf)
         if isinstance(leaf, CarryLeaf):
             (after, *_) = leaf.inputs
             return self.tangent_of(after) if what == "Θ" else self.pairs(after, after)
         (inner,) = leaf.bases
         kernel = self.kernel(what, inner, inner)
         return rf"{kernel}\text{{ rearranged}}" if self.latex else f"{kernel}, rearranged"
+
+    def _sampled(self, what: str, leaf: JointLeaf) -> str:
+        """A function of several Gaussians, by quasi-Monte-Carlo."""
+        name = self.printer.leaf(leaf)
+        if what == "K":
+            return self._expect(f"{name} {name}{self.prime}")
+        slopes = rf"\partial_i {name}\,\partial_j {name}'" if self.latex else f"∂ᵢ{name} ∂ⱼ{name}′"
+        theta = r"\Theta(u_i, u_j')" if self.latex else "Θ(uᵢ, uⱼ′)"
+        total = r"\sum_{ij}" if self.latex else "Σᵢⱼ"
+        return f"{total} {self._expect(slopes)}{self.printer.dot}{theta}"
 
     def tangent(self, leaf: Leaf) -> str:
         match leaf:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import InputError, NonFiniteError
 from ..graph.graph import Graph
+from ..graph.sampling import QuasiMonteCarlo
 from ..graph.signal import ParameterStatistics
 from ..kernels.base import Kernel
 from ..kernels.tiles import TILE, assemble
@@ -19,6 +20,7 @@ from ..trace import derive
 from ..trace.derive import Settings
 from ..trace.model import ModelFunctions
 from ..types import Array, Inputs, Kind, Progress
+from .estimate import Estimate, averaged
 from .explain import explain, summary
 from .orders import required_order
 from .recursion import Recursion
@@ -102,23 +104,53 @@ class LimitKernel(Kernel):
         _check_shapes(x, None)
         self.graph(tuple(np.shape(x)[1:]), _holds_integers(x))
         if concrete is None:
-            return self._diagonal(x, kind=kind)
+            return self._mean(lambda k: self._diagonal(x, k, kind=kind))
         double = (host and concrete.dtype.kind in "iub") or concrete.dtype == np.float64
         with jax.ensure_compile_time_eval(), jax.enable_x64(bool(double) or _x64_enabled()):
-            result = np.concatenate([np.asarray(part) for part in self._diagonals(kind, concrete)], axis=-1)
+            rule = self._rule()
+            found = (
+                np.concatenate([np.asarray(part) for part in self._diagonals(kind, concrete, replicate)], axis=-1)
+                for replicate in range(1 if rule is None else rule.replicates)
+            )
+            result = averaged(found).value
             result = _positions_last(result, 1, 2 * len(self.graph().output.layout.space))
             return result if host else jnp.asarray(result)
 
-    def _diagonals(self, kind: Kind, x: np.ndarray) -> Iterator[np.ndarray]:
+    def _diagonals(self, kind: Kind, x: np.ndarray, replicate: int) -> Iterator[np.ndarray]:
         """The diagonal in chunks that fit, examples last."""
         chunk = tile_size(self.graph(), kind, diagonal=True)
         for start in range(0, len(x), chunk):
             part = x[start : start + chunk]
             if len(part) < chunk < len(x):
                 part = np.concatenate([part, np.repeat(part[-1:], chunk - len(part), axis=0)])
-            found = np.asarray(self._diagonal(jnp.asarray(part), kind=kind))
+            found = np.asarray(self._diagonal(jnp.asarray(part), replicate, kind=kind))
             axis = 1 if kind == "both" else 0
             yield np.moveaxis(found, axis, -1)[..., : len(x) - start]
+
+    def estimate(self, x1: Inputs, x2: Inputs | None = None, *, kind: Kind = "ntk") -> Estimate:
+        """A kernel with its standard error, entry by entry: zero where every expectation has a closed rule.
+
+        With `limit(..., numerical=True)`, functions of several Gaussians (max-pooling, GRU, LSTM, activations after a
+        sum of branches) are integrated by quasi-Monte-Carlo; the standard error is that of the mean over its
+        replicates, for each of which the whole recursion is evaluated on points of its own. `kernel(x1, x2)` is the
+        same value.
+
+        Raises:
+            InputError, NonFiniteError, AccuracyError: as for the kernel itself.
+        """
+        _check_kind(kind)
+        arrays = [_concrete(x, name) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
+        _check_shapes(x1, x2)
+        if any(x is None for x in arrays):
+            raise InputError("estimate: needs concrete arrays, not tracers; take kernel(x1, x2) inside jit")
+        first, second = arrays[0], arrays[1] if len(arrays) > 1 else None
+        assert first is not None
+        self.graph(tuple(first.shape[1:]), _holds_integers(first))
+        double = first.dtype.kind in "iub" or first.dtype == np.float64
+        with jax.ensure_compile_time_eval(), jax.enable_x64(bool(double) or _x64_enabled()):
+            found = self._estimated(kind, first, second, None)
+            _check_result(found.value, 1 if kind == "both" else 0)
+        return found
 
     def contributions(self, x1: Inputs, x2: Inputs | None = None) -> dict[str, np.ndarray]:
         """Θ split by the parameters that train, `{name: [n, m]}`; the parts sum to `kernel(x1, x2)`.
@@ -170,17 +202,50 @@ class LimitKernel(Kernel):
         progress: Progress | None,
         only: frozenset[ParameterStatistics] | None = None,
     ) -> np.ndarray:
+        """The mean over replicates of the numerical rule; most kernels are exact, and need one."""
+        return self._estimated(kind, x1, x2, progress, only).value
+
+    def _estimated(
+        self,
+        kind: Kind,
+        x1: np.ndarray,
+        x2: np.ndarray | None,
+        progress: Progress | None,
+        only: frozenset[ParameterStatistics] | None = None,
+    ) -> Estimate:
+        rule = self._rule()
+        if rule is None:
+            value = self._replicate(kind, x1, x2, progress, only, 0)
+            return Estimate(value, np.zeros_like(value))
+        found = (self._replicate(kind, x1, x2, progress, only, k) for k in range(rule.replicates))
+        return averaged(found)
+
+    def _rule(self) -> QuasiMonteCarlo | None:
+        """The numerical rule, if anything in this network needs it."""
+        graph = self.graph()
+        return graph.sampling if survey(graph, tangent=True).sampled else None
+
+    def _replicate(
+        self,
+        kind: Kind,
+        x1: np.ndarray,
+        x2: np.ndarray | None,
+        progress: Progress | None,
+        only: frozenset[ParameterStatistics] | None,
+        replicate: int,
+    ) -> np.ndarray:
         graph = self.graph()
         order = required_order(graph, x1, x2, tangent=kind != "nngp")
         positions = 2 * len(graph.output.layout.space)
         lead = 1 if kind == "both" else 0
 
         def block(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            found = np.asarray(self._block(jnp.asarray(a), jnp.asarray(b), kind=kind, order=order, only=only))
+            arguments = jnp.asarray(a), jnp.asarray(b), replicate
+            found = np.asarray(self._block(*arguments, kind=kind, order=order, only=only))
             return np.moveaxis(found, (lead, lead + 1), (-2, -1))
 
         def diagonal(a: np.ndarray) -> np.ndarray:
-            return np.moveaxis(np.asarray(self._diagonal(jnp.asarray(a), kind=kind, only=only)), lead, -1)
+            return np.moveaxis(np.asarray(self._diagonal(jnp.asarray(a), replicate, kind=kind, only=only)), lead, -1)
 
         tile = tile_size(graph, kind)
         if positions:
@@ -189,8 +254,13 @@ class LimitKernel(Kernel):
             return _symmetric(result, lead, positions) if x2 is None else result
         return assemble(block, x1, x2, diagonal=diagonal, tile=tile, progress=progress)
 
+    def _mean(self, replicate_of: Callable[[Any], jax.Array]) -> jax.Array:
+        """The mean over replicates, inside the caller's own trace."""
+        rule = self._rule()
+        return replicate_of(0) if rule is None else jax.lax.map(replicate_of, jnp.arange(rule.replicates)).mean(axis=0)
+
     def _traced(self, kind: Kind, x1: Any, x2: Any) -> jax.Array:
-        matrix = self._block(x1, x1 if x2 is None else x2, kind=kind, order=None)
+        matrix = self._mean(lambda k: self._block(x1, x1 if x2 is None else x2, k, kind=kind, order=None))
         if x2 is not None:
             return matrix
         axes = (1, 2) if kind == "both" else (0, 1)
@@ -203,13 +273,14 @@ class LimitKernel(Kernel):
             half = positions // 2
             mirrored = jnp.moveaxis(mirrored, range(first, first + half), range(first + half, first + positions))
         result = jnp.where((row <= column).reshape(spread), matrix, mirrored)
-        diagonal = jnp.expand_dims(self._diagonal(x1, kind=kind), axes[1])
+        diagonal = jnp.expand_dims(self._mean(lambda k: self._diagonal(x1, k, kind=kind)), axes[1])
         return jnp.where((row == column).reshape(spread), diagonal, result)
 
     def _block_of(
         self,
         x1: jax.Array,
         x2: jax.Array,
+        replicate: Any,
         kind: Kind,
         order: int | None,
         only: frozenset[ParameterStatistics] | None = None,
@@ -219,19 +290,23 @@ class LimitKernel(Kernel):
         finite = _runtime_true(x1)
 
         def pair(a: jax.Array, b: jax.Array) -> jax.Array:
-            return _select(Recursion(graph, (a, b), order, finite, only).kernels(tangent=kind != "nngp"), kind)
+            recursion = Recursion(graph, (a, b), order, finite, only, replicate)
+            return _select(recursion.kernels(tangent=kind != "nngp"), kind)
 
         axis = 1 if kind == "both" else 0
         rows = jax.vmap(pair, (None, 0), out_axes=axis)
         return jax.vmap(rows, (0, None), out_axes=axis)(x1, x2)
 
-    def _diagonal_of(self, x: jax.Array, kind: Kind, only: frozenset[ParameterStatistics] | None = None) -> jax.Array:
+    def _diagonal_of(
+        self, x: jax.Array, replicate: Any, kind: Kind, only: frozenset[ParameterStatistics] | None = None
+    ) -> jax.Array:
         graph = self._graphs[x.shape[1:], _holds_integers(x)]
 
         finite = _runtime_true(x)
 
         def single(a: jax.Array) -> jax.Array:
-            return _select(Recursion(graph, (a,), finite=finite, only=only).kernels(tangent=kind != "nngp"), kind)
+            recursion = Recursion(graph, (a,), finite=finite, only=only, replicate=replicate)
+            return _select(recursion.kernels(tangent=kind != "nngp"), kind)
 
         return jax.vmap(single, out_axes=1 if kind == "both" else 0)(x)
 

@@ -19,7 +19,8 @@ from ..trace.known import MULTIPLY
 from .fields import Field, add, contract, lifted
 
 if TYPE_CHECKING:
-    from .expectation import Expectations, Placed
+    from .expectation import Expectations
+    from .placed import Placed
 
 
 def with_linear_factors(expectations: Expectations, linear: Sequence[Placed], rest: Sequence[Placed]) -> Field | None:

@@ -15,8 +15,9 @@ import numpy as np
 from ..graph.graph import Graph
 from .duals import Activation
 from .duals import required_order as order_for
-from .expectation import DualUse, Placed, analysed
+from .expectation import DualUse, analysed
 from .fields import broadcastable
+from .placed import Placed
 from .recursion import Recursion, deep_recursion
 from .survey import survey
 

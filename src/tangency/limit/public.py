@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import InputError
+from ..graph.sampling import QuasiMonteCarlo
 from ..trace.derive import Settings
 from ..trace.model import Model, open_model
 from .kernel import LimitKernel
@@ -19,6 +20,8 @@ def limit(
     learning_rate: Any = None,
     init_stats: Mapping[str, tuple[float, float]] | None = None,
     strict: bool = False,
+    numerical: bool | QuasiMonteCarlo = False,
+    training: bool = False,
 ) -> LimitKernel:
     """The infinite-width limit of a random network, derived by tracing the network itself.
 
@@ -26,7 +29,7 @@ def limit(
         model: a function `key -> equinox.Module` (called on one example), a function `key -> flax.nnx.Module` (called
             on a batch), or a pair `(init, apply)` of functions, `init(key)` or `init(key, x)` and `apply(parameters,
             x)`, as plain JAX, Flax Linen and Haiku (`without_apply_rng`) give. The network is taken in inference
-            mode: dropout is off.
+            mode, unless `training` says otherwise.
         batched: whether the model is called on a batch; default: True for Flax NNX, False otherwise.
         input_shape: shape of one example. Needed only to derive (and print) the limit before there is data.
         trainable: booleans, a pytree prefix of the parameters: which of them train.
@@ -35,6 +38,12 @@ def limit(
             for a bias or a scale of zero variance.
         init_stats: `{name: (mean, variance)}` for parameters whose initialiser cannot be read.
         strict: refuse a model whose limit needs a remark (see `print(kernel)`), such as uniform weights at the input.
+        numerical: integrate functions of several Gaussians, which have no closed rule (max-pooling, GRU, LSTM, an
+            activation after a sum of branches), by quasi-Monte-Carlo: True, or a `QuasiMonteCarlo` that says how.
+            `kernel.estimate(x1, x2)` then gives the standard error too. Where a closed rule exists it is used.
+        training: leave dropout on, each at its own rate (an Equinox network is called with `key=` if it takes one).
+            Masks are drawn anew for each example: they raise K(x, x) and Θ(x, x), the diagonal of `kernel(x)`, and no
+            other entry (Schoenholz et al. 2017, arXiv:1611.01232, section 5). BatchNorm is refused.
 
     Returns:
         A kernel: `kernel(x1, x2=None)` is the NTK Θ and `kernel.nngp(x1, x2=None)` the NNGP kernel K per output
@@ -59,9 +68,14 @@ def limit(
     """
     if batched is not None and not isinstance(batched, bool):
         raise InputError(f"batched: expected True, False or None, got {batched!r}")
-    functions = open_model(model, batched)
+    if not isinstance(numerical, bool | QuasiMonteCarlo):
+        raise InputError(f"numerical: expected True, False or a QuasiMonteCarlo, got {numerical!r}")
+    sampling = (QuasiMonteCarlo() if numerical else None) if isinstance(numerical, bool) else numerical
+    if not isinstance(training, bool):
+        raise InputError(f"training: expected True or False, got {training!r}")
+    functions = open_model(model, batched, training)
     shape = None if input_shape is None else _shape(input_shape)
-    return LimitKernel(functions, Settings(trainable, learning_rate, init_stats, strict), shape)
+    return LimitKernel(functions, Settings(trainable, learning_rate, init_stats, strict, sampling), shape)
 
 
 def _shape(input_shape: Sequence[int]) -> tuple[int, ...]:

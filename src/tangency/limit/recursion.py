@@ -28,12 +28,14 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import UnsupportedModelError
+from ..graph.elementwise import IDENTITY
 from ..graph.graph import Graph
 from ..graph.known import Apply, Constant, Input, Known, WidthSum
 from ..graph.signal import (
     CarryLeaf,
     CopiesLeaf,
     EmbeddingLeaf,
+    JointLeaf,
     Leaf,
     LinearLeaf,
     MergeLeaf,
@@ -48,9 +50,11 @@ from ..graph.signal import (
     WeightLeaf,
     of_leaf,
 )
-from .expectation import DualUse, Expectations, Placed
+from . import joint
+from .expectation import DualUse, Expectations
 from .fields import Field, add, broadcastable, contract, identity
 from .loops import carried
+from .placed import Placed
 from .weights import weights
 
 _DEPTH = 1_000_000
@@ -79,6 +83,7 @@ class Recursion:
     time, the same for all pairs, such as that the data are not NaN: each expectation is then a branch on it. XLA does
     not fuse across branches; without them it repeats a layer's arithmetic in all later ones, and compile time grows
     with the square of the depth. `only` limits the tangent to the contribution of these parameters.
+    `replicate` is which points the expectations by quasi-Monte-Carlo take; `sampled` fills up when there are any.
     """
 
     graph: Graph
@@ -86,6 +91,8 @@ class Recursion:
     order: int | None = None
     finite: jax.Array | None = None
     only: frozenset[ParameterStatistics] | None = None
+    replicate: Any = 0
+    sampled: list[bool] = field(default_factory=list)
     uses: list[DualUse] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
     fresh: Iterator[int] = field(default_factory=lambda: count(1000))
@@ -191,16 +198,30 @@ class Recursion:
         # A sum is taken apart first, except beside a map of activations: that one must see the sum's functions whole.
         if (isinstance(a[0], SumLeaf) and b[0].gaussian) or (isinstance(b[0], SumLeaf) and a[0].gaussian):
             return self.pairs(as_segment(a[0]), as_segment(b[0]), (a[1], b[1]), (a[2], b[2]), tangent=tangent)
+        functions = [isinstance(leaf, JointLeaf) for leaf, *_ in (a, b)]
+        if any(functions) and all(which or leaf.gaussian for which, (leaf, *_) in zip(functions, (a, b), strict=True)):
+            return self._functions(tangent, a, b)
         for kind in (StopLeaf, SelectLeaf, MergeLeaf, LinearLeaf):
             if isinstance(a[0], kind):
                 return self._view(tangent, a, b)
             if isinstance(b[0], kind):
                 return self._view(tangent, b, a)
+        if any(functions):
+            raise UnsupportedModelError(
+                "a function of several Gaussians",
+                reason="it meets a depthwise signal or a recurrent state that is made from the same weights",
+                advice="Put a dense layer between the two",
+                source=a[0].source or b[0].source,
+            )
         if isinstance(a[0], CarryLeaf) or isinstance(b[0], CarryLeaf):
             return carried(self, tangent, a, b)
         if isinstance(a[0], CopiesLeaf) or isinstance(b[0], CopiesLeaf):
             return self._copies(tangent, a, b)
         return self._base(tangent, a, b)
+
+    def _functions(self, tangent: bool, a: tuple[Leaf, int, Labels], b: tuple[Leaf, int, Labels]) -> Field | None:
+        left, right = (Placed(IDENTITY, leaf, side, labels, labels) for leaf, side, labels in (a, b))
+        return joint.tangent(self, [left], [right]) if tangent else joint.expectation(self, [left, right])
 
     def _view(self, tangent: bool, a: tuple[Leaf, int, Labels], b: tuple[Leaf, int, Labels]) -> Field | None:
         """A rearranged or linearly mapped leaf `a`: ask for what it was made from, then rearrange or map."""
@@ -325,6 +346,8 @@ class Recursion:
         if _own(first) is not _own(second):
             return None
         if isinstance(first, ParameterLeaf) and isinstance(second, ParameterLeaf):
+            if first.parameter.noise and a[1] != b[1]:
+                return None
             size = first.scale * second.scale * self.size(first.parameter, tangent)
             field = Field(jnp.asarray(size, self.dtype))
             for here, there, length in zip(a[2], b[2], first.space, strict=True):

@@ -16,10 +16,15 @@ from .recursion import Recursion
 
 @dataclass(frozen=True)
 class Survey:
-    """The distinct expectations of two Gaussians, and the entries of the largest array for one example or pair."""
+    """What the recursion takes for one example or pair.
+
+    The distinct expectations of two Gaussians, the entries of the largest array, and whether any expectation is by
+    quasi-Monte-Carlo.
+    """
 
     uses: tuple[DualUse, ...]
     largest: int
+    sampled: bool
 
 
 @lru_cache(maxsize=256)
@@ -30,14 +35,16 @@ def survey(graph: Graph, *, tangent: bool, diagonal: bool = False) -> Survey:
         UnsupportedModelError: something in it has no rule.
     """
     uses: list[DualUse] = []
+    sampled: list[bool] = []
 
     def run(*examples: jax.Array) -> Any:
         recursion = Recursion(graph, examples)
         kernels = recursion.kernels(tangent=tangent)
         uses.extend(recursion.uses)
+        sampled.extend(recursion.sampled)
         return kernels
 
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         program = jax.make_jaxpr(run)(*[graph.example()] * (1 if diagonal else 2))
     sizes = (prod(v.aval.shape) for e in program.eqns for v in e.outvars)  # pyright: ignore[reportAttributeAccessIssue]
-    return Survey(tuple(dict.fromkeys(uses)), max(sizes, default=1))
+    return Survey(tuple(dict.fromkeys(uses)), max(sizes, default=1), bool(sampled))

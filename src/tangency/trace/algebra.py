@@ -6,7 +6,7 @@ leaf are composed. A parameter of zero variance is kept to first order, which is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from ..errors import UnsupportedModelError
 from ..graph.elementwise import IDENTITY, Elementwise
 from ..graph.elementwise import apply as compose_program
 from ..graph.known import ONE, ZERO, Constant, Known, Operation, is_number
-from ..graph.signal import Factor, Leaf, Segment, SumLeaf, Term, is_degenerate, of_leaf
+from ..graph.signal import Factor, JointLeaf, Leaf, Segment, SumLeaf, Term, is_degenerate, of_leaf
 from . import known as kn
 
 
@@ -45,9 +45,13 @@ class Partial:
 class Algebra:
     """Operations on segments. Equal Gaussian sums are one leaf, wherever the model forms them."""
 
+    joint: Callable[[Operation | None, Sequence[Segment], str | None], Segment] | None = None
+    """Makes a function of several Gaussians; None where such are refused."""
     _sums: dict[Any, SumLeaf] = field(default_factory=dict)
 
     def add(self, segments: Sequence[Segment], source: str | None) -> Segment:
+        if self.joint is not None and sum(_is_joint(segment) for segment in segments) > 1:
+            return self.joint(None, segments, source)
         terms = [term for segment in segments for term in segment.terms]
         return self.normal(segments[0], terms, source)
 
@@ -56,6 +60,8 @@ class Algebra:
         return self.normal(segment, terms, source)
 
     def multiply(self, a: Segment, b: Segment, source: str | None) -> Segment:
+        if self.joint is not None and (_is_joint(a) or _is_joint(b)) and _is_random(a) and _is_random(b):
+            return self.joint(kn.MULTIPLY, (a, b), source)
         terms = [product for s in a.terms for t in b.terms for product in _product(s, t)]
         return self.normal(a, terms, source)
 
@@ -66,7 +72,14 @@ class Algebra:
             UnsupportedModelError: several Gaussians meet in one nonlinearity, or its shift varies along the width.
         """
         like = next(o for o in operands if isinstance(o, Segment))
-        place = _common_place(operation, operands, source)
+        places = _places(operands)
+        if self.joint is not None and (len(places) > 1 or not all(place[0].gaussian for place in places)):
+            whole = [
+                o if isinstance(o, Segment) else Segment(like.size, (Term(with_width(o)),), like.space)
+                for o in (o if isinstance(o, Segment) else _over_positions(o, operation, source) for o in operands)
+            ]
+            return self.joint(operation, whole, source)
+        place = _common_place(operation, places, source)
         if place is not None:
             operands = [o if isinstance(o, Segment) else _over_positions(o, operation, source) for o in operands]
         values = [_univariate(o, place, operation, source) if isinstance(o, Segment) else o for o in operands]
@@ -245,8 +258,19 @@ def is_number_zero(value: Elementwise | Known) -> bool:
     return isinstance(value, Known) and is_number(value, 0.0)
 
 
-def _common_place(operation: Operation, operands: Sequence[Segment | Known], source: str | None) -> Place | None:
-    places = {
+def _is_joint(segment: Segment) -> bool:
+    """Whether it has a function of several Gaussians in it, and nothing that differs from unit to unit."""
+    leaves = (leaf for term in segment.terms for leaf in term.leaves)
+    return any(isinstance(leaf, JointLeaf) for leaf in leaves) and not any(term.varies for term in segment.terms)
+
+
+def _is_random(segment: Segment) -> bool:
+    return any(term.random for term in segment.terms) and not any(term.varies for term in segment.terms)
+
+
+def _places(operands: Sequence[Segment | Known]) -> list[Place]:
+    """The random variables that some segments are functions of."""
+    found = {
         factor.place: None
         for operand in operands
         if isinstance(operand, Segment)
@@ -254,11 +278,16 @@ def _common_place(operation: Operation, operands: Sequence[Segment | Known], sou
         if not term.degenerate
         for factor in term.random
     }
+    return list(found)
+
+
+def _common_place(operation: Operation, places: Sequence[Place], source: str | None) -> Place | None:
     if len(places) > 1:
         raise UnsupportedModelError(
             f"'{operation.name}'",
             reason=f"it is a nonlinear function of {len(places)} different Gaussians, which has no closed rule",
-            advice="Apply the activation before the branches are added or multiplied, or put a dense layer in between",
+            advice="Apply the activation before the branches are added or multiplied, put a dense layer in between, or "
+            "ask for quasi-Monte-Carlo: tangency.limit(..., numerical=True)",
             source=source,
         )
     place = next(iter(places), None)
@@ -267,7 +296,8 @@ def _common_place(operation: Operation, operands: Sequence[Segment | Known], sou
             f"'{operation.name}'",
             reason="it is a nonlinear function of a linear map of activations (a pooled or depthwise signal), which is "
             "not Gaussian",
-            advice="Put a dense layer or a full convolution before the activation",
+            advice="Put a dense layer or a full convolution before the activation, or ask for quasi-Monte-Carlo: "
+            "tangency.limit(..., numerical=True)",
             source=source,
         )
     return place

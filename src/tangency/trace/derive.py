@@ -16,10 +16,12 @@ from jax.extend import core as jex
 from ..errors import InputError, TangencyError, UnsupportedModelError
 from ..graph.graph import Graph
 from ..graph.known import Constant, Input, Known
+from ..graph.sampling import QuasiMonteCarlo
 from ..graph.signal import ParameterStatistics, Signal
 from . import contraction as contraction
 from . import lookup as lookup
 from . import loops as loops
+from . import maxima as maxima
 from .initialisers import InitialiserStatistics, UnresolvedInitialiser, initialiser_statistics
 from .interpreter import Interpreter, live_inputs
 from .model import Initialised, ModelFunctions
@@ -38,6 +40,7 @@ class Settings:
     learning_rate: Any = None
     init_stats: Mapping[str, tuple[float, float]] | None = None
     strict: bool = False
+    sampling: QuasiMonteCarlo | None = None
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,10 @@ def derive(
         live = live_inputs(traced.forward.jaxpr)
         _refuse_reused_draws(traced, statistics, live)
         arguments = [_argument(traced, i, statistics[i], settings, live[i]) for i in range(len(traced.names))]
-        interpreter = Interpreter()
+        interpreter = Interpreter(numerical=settings.sampling is not None)
         output = _check_output(interpreter.run(traced.forward, [*arguments, Input(shape)])[0])
         interpreter.check_averages(output)
-    graph = Graph(output, shape, name=functions.name, integers=integers)
+    graph = Graph(output, shape, name=functions.name, integers=integers, sampling=settings.sampling)
     interpreter.check_pieces(graph.leaves)
     parameters = [a.parameter for a in arguments if isinstance(a, ParameterView)]
     used = {root for leaf in graph.leaves for root in leaf.roots}
@@ -111,7 +114,7 @@ def _trace(functions: ModelFunctions, shape: tuple[int, ...], settings: Settings
         for spread in (0.1, 1.0):
             arrays = jax.tree.unflatten(structure, [_sample(aval, spread) for aval in initial.out_avals])
             _call_user(
-                functions, shape, "be called", partial(_refuse_mixed_batch, partial(made.call, *arrays), shape, dtype)
+                functions, shape, "be called", partial(_refuse_mixed_batch, partial(made.still, *arrays), shape, dtype)
             )
     trains, rates = _training(made, settings)
     paths = [path for tree in (made.parameters, made.state) for path, _ in jax.tree.leaves_with_path(tree)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -15,6 +16,7 @@ from ..graph.known import Known
 from ..graph.signal import (
     EmbeddingLeaf,
     Factor,
+    JointLeaf,
     Leaf,
     LinearLeaf,
     ParameterLeaf,
@@ -29,9 +31,11 @@ from ..graph.signal import (
 from . import known as kn
 from .algebra import Algebra
 from .custom_derivatives import check_custom_derivative
+from .joint import joint
 from .known import may_be_pending
+from .randomness import keys, mask
 from .source import source_line
-from .values import Opaque, Value
+from .values import Opaque, ParameterView, Value
 
 Rule = Callable[["Interpreter", "Equation"], Sequence[Value]]
 RULES: dict[str, Rule] = {}
@@ -90,13 +94,23 @@ _INLINED = {
 
 @dataclass
 class Interpreter:
-    """Walks a jaxpr and gives every live variable a value."""
+    """Walks a jaxpr and gives every live variable a value.
 
+    `numerical` allows functions of several Gaussians, whose expectations have no closed rule.
+    """
+
+    numerical: bool = False
     algebra: Algebra = field(default_factory=Algebra)
     roles: dict[ParameterStatistics, Any] = field(default_factory=dict)
     averaged: list[tuple[frozenset[Leaf], Equation]] = field(default_factory=list)
+    keys: dict[Any, Opaque] = field(default_factory=dict)
+    masks: dict[Any, ParameterView] = field(default_factory=dict)
     _leaves: dict[Any, Any] = field(default_factory=dict)
     _pieces: dict[Any, ParameterStatistics] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.numerical:
+            self.algebra.joint = partial(joint, self)
 
     def run(self, jaxpr: jex.ClosedJaxpr, arguments: Sequence[Value], source: str | None = None) -> list[Value]:
         """The values of the jaxpr's outputs."""
@@ -159,6 +173,8 @@ class Interpreter:
                 return self.interned(replace(leaf, weight=self.piece(leaf.weight, -1, start, stop, size)))
             case SumLeaf() | LinearLeaf():
                 return self.interned(replace(leaf, segment=inner(leaf.segment)))
+            case JointLeaf():
+                return self.interned(replace(leaf, operands=tuple(map(inner, leaf.operands))))
             case ViewLeaf():
                 return self.interned(replace(leaf, leaf=self._piece_of_leaf(leaf.leaf, start, stop, size, equation)))
         raise equation.refuse("it splits the units of a depthwise convolution", "Split before the convolution")
@@ -226,12 +242,16 @@ class Interpreter:
 
     def _interpret(self, equation: Equation) -> Sequence[Value]:
         if equation.name in _INLINED:
-            return self._inline(equation)
+            drawn = mask(self, equation)
+            return self._inline(equation) if drawn is None else [drawn]
         for operand in equation.operands:
             if isinstance(operand, Opaque):
+                made = keys(self, equation)
+                if made is not None:
+                    return made
                 raise equation.refuse(
                     f"it uses {operand.what} in the forward pass",
-                    "Trace the model in inference mode, without random keys or state",
+                    "Of random draws only dropout has a rule (jax.random.bernoulli); trace the model in inference mode",
                 )
         self._check_pending(equation)
         return RULES.get(equation.name, RULES["default"])(self, equation)
@@ -268,8 +288,8 @@ def width_leaves(segment: Segment) -> frozenset[Leaf]:
         if leaf not in found:
             found.add(leaf)
             stack.extend(leaf.bases)
-            if isinstance(leaf, SumLeaf | LinearLeaf):
-                stack.extend(inner for term in leaf.segment.terms for inner in term.leaves)
+            if isinstance(leaf, SumLeaf | LinearLeaf | JointLeaf):
+                stack.extend(inner for segment in leaf.inputs for term in segment.terms for inner in term.leaves)
     return frozenset(found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import prod
@@ -95,6 +95,8 @@ def _pending(operation: Operation, arguments: Sequence[Known]) -> PendingWidth |
     name = operation.name
     if name in KEEP:
         return powers[0]
+    if any(p and p.vanishing for p in powers):
+        return _grown(name, powers, arguments)
     if name == "reduce_sum" and powers[0]:
         summed = prod(arguments[0].shape[axis] for axis in operation.parameters["axes"])
         return replace(powers[0], positions=powers[0].positions * summed)
@@ -113,9 +115,24 @@ def _pending(operation: Operation, arguments: Sequence[Known]) -> PendingWidth |
         exponent = sign if left else 1
         number = other.scalar if isinstance(other, Constant) else None
         if pending and number is not None and _clears(pending, number, exponent):
-            return None
+            return replace(pending, power=Fraction(-1, 2), settled=True) if pending.zero_mean else None
         return pending
     return next(p for p in powers if p)
+
+
+def _grown(name: str, powers: Sequence[PendingWidth | None], arguments: Sequence[Known]) -> PendingWidth | None:
+    """An average of zero mean is of order 1/√width: times √width, it is a Gaussian."""
+    if name not in ("mul", "div") or (powers[0] and powers[1]):
+        return None
+    pending = powers[0] or powers[1]
+    other = arguments[1] if powers[0] else arguments[0]
+    number = abs(other.scalar or 0.0) if isinstance(other, Constant) else 0.0
+    if name == "div":
+        number = 1.0 / number if number and powers[0] else 0.0
+    assert pending is not None
+    if number < 0.99 * pending.width**0.5:
+        return pending
+    return replace(pending, power=Fraction(0), settled=False)
 
 
 def _scaled(pending: PendingWidth | None, factor: Fraction) -> PendingWidth | None:
@@ -134,10 +151,16 @@ def operation_of(name: str, **parameters: object) -> Operation:
     return Operation.of(getattr(primitives, name + "_p"), parameters)
 
 
-MULTIPLY = operation_of("mul")
-ADD = operation_of("add")
-NEGATE = operation_of("neg")
-DIVIDE = operation_of("div")
+def arithmetic(function: Callable[..., Any], *operands: Any) -> Operation:
+    """The operation that a function of JAX is on such operands, with all of the primitive's own parameters."""
+    (equation,) = jax.make_jaxpr(function)(*operands).eqns
+    return Operation.of(equation.primitive, equation.params)
+
+
+MULTIPLY = arithmetic(jax.lax.mul, 1.0, 1.0)
+ADD = arithmetic(jax.lax.add, 1.0, 1.0)
+NEGATE = arithmetic(jax.lax.neg, 1.0)
+DIVIDE = arithmetic(jax.lax.div, 1.0, 1.0)
 
 
 def multiply(a: Known, b: Known) -> Known:

@@ -137,13 +137,20 @@ def map_axis(
     template = LinearLeaf(signal.segments[0], atom.index, window, matrix, batch)
     segments = tuple(mapped(interpreter, equation, segment, template, matrix) for segment in signal.segments)
     if window is None and matrix is None:
-        rows: list[Axis] = []
-        for i, row in enumerate(signal.layout.axes):
-            rows.append(() if i == axis else tuple(_shifted(other, atom.index) for other in row))
-        return Signal(Layout(tuple(rows)), segments)
+        return without_axis(signal, axis, segments)
     shaper = Shaper(interpreter, equation.source)
     layout = shaper.with_axis(signal, axis, segments[0].space[atom.index])
     return shaper.tidy(Signal(layout, segments))
+
+
+def without_axis(signal: Signal, axis: int, segments: Sequence[Segment]) -> Signal:
+    """What is left when an array axis, a single axis of positions, is summed over; it has length one then."""
+    (atom,) = signal.layout.axes[axis]
+    assert isinstance(atom, Space)
+    rows: list[Axis] = []
+    for i, row in enumerate(signal.layout.axes):
+        rows.append(() if i == axis else tuple(_shifted(other, atom.index) for other in row))
+    return Signal(Layout(tuple(rows)), tuple(segments))
 
 
 def _shifted(atom: Any, gone: int) -> Any:

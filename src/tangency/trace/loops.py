@@ -19,7 +19,7 @@ from ..graph.known import Constant, Known, is_number
 from ..graph.layout import Axis, Layout, Space, Width
 from ..graph.signal import CarryLeaf, Loop, ParameterStatistics, Segment, Signal, of_leaf
 from . import known as kn
-from .interpreter import Equation, Interpreter, rule
+from .interpreter import Equation, Interpreter, rule, width_leaves
 from .structure import expanded, joined, reshaped, taken
 from .values import ParameterView, Value
 
@@ -90,7 +90,7 @@ def _at_once(interpreter: Interpreter, equation: Equation, loop: _Scan) -> list[
         value = results[k]
         if not isinstance(value, Signal) or value.layout.space != (loop.length,) or len(value.segments) != 1:
             return None
-        if any(isinstance(leaf, CarryLeaf) for term in value.segments[0].terms for leaf in term.leaves):
+        if any(isinstance(leaf, CarryLeaf) for leaf in width_leaves(value.segments[0])):
             return None
         outputs.append(value.segments[0])
     state.outputs.extend(outputs)

@@ -22,13 +22,14 @@ Model: TypeAlias = Callable[..., Any] | tuple[Callable[..., Any], Callable[..., 
 class Initialised:
     """What initialisation leaves: parameters, a mask of those that may train, state that never does, and the call.
 
-    `call(parameters, state, x)` is the model's output.
+    `call(parameters, state, x)` is the model's output; `still` is the same without random draws.
     """
 
     parameters: Any
     trains: Any
     state: Any
     call: Callable[[Any, Any, Any], Any]
+    still: Callable[[Any, Any, Any], Any]
     batched: bool = False
 
 
@@ -41,8 +42,8 @@ class ModelFunctions:
     name: str
 
 
-def open_model(model: Model, batched: bool | None) -> ModelFunctions:
-    """Recognise the three ways in which a random network is given.
+def open_model(model: Model, batched: bool | None, training: bool = False) -> ModelFunctions:
+    """Recognise the three ways in which a random network is given; `training` leaves dropout on.
 
     Raises:
         InputError: it is none of them; the message says what to pass.
@@ -65,9 +66,9 @@ def open_model(model: Model, batched: bool | None) -> ModelFunctions:
     def initialise(key: Any, x: Any) -> Initialised:
         network = model(key)
         if isinstance(network, eqx.Module):
-            return _equinox(network)
+            return _equinox(network, training)
         if _is_nnx(network):
-            return _nnx(network)
+            return _nnx(network, training)
         raise InputError(
             f"model: the function returned {type(network).__name__}; expected an equinox.Module or a flax.nnx.Module "
             "(plain functions go in as a pair (init, apply))"
@@ -80,14 +81,24 @@ def _name(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _equinox(network: eqx.Module) -> Initialised:
-    """Called on one example, in inference mode."""
+def _equinox(network: eqx.Module, training: bool) -> Initialised:
+    """Called on one example: in inference mode, or in training with a key if it takes one."""
     if not callable(network):
         raise InputError(f"model: {type(network).__name__} has no __call__(self, x)")
-    network = eqx.nn.inference_mode(network)
+    network = eqx.nn.inference_mode(network, value=not training)
     arrays, static = eqx.partition(network, eqx.is_array)
     trains = jax.tree.map(eqx.is_inexact_array, arrays)
-    return Initialised(arrays, trains, (), lambda arrays, _, x: eqx.combine(arrays, static)(x))
+    keyed = training and "key" in inspect.signature(type(network).__call__).parameters
+
+    def call(arrays: Any, state: tuple[Any, ...], x: Any) -> Any:
+        network = eqx.combine(arrays, static)
+        return network(x, key=state[0]) if state else network(x)
+
+    def still(arrays: Any, _: Any, x: Any) -> Any:
+        return eqx.nn.inference_mode(eqx.combine(arrays, static))(x)
+
+    # As a part of the state the key is a variable: a constant one would fold into constant masks.
+    return Initialised(arrays, trains, (jax.random.key(0),) if keyed else (), call, still)
 
 
 def _is_nnx(network: Any) -> bool:
@@ -95,19 +106,30 @@ def _is_nnx(network: Any) -> bool:
     return nnx is not None and isinstance(network, nnx.Module)
 
 
-def _nnx(network: Any) -> Initialised:
-    """Called on a batch, in inference mode; variables that are not `nnx.Param` do not train."""
+def _nnx(network: Any, training: bool) -> Initialised:
+    """Called on a batch, in inference mode or in training; variables that are not `nnx.Param` do not train."""
     nnx = sys.modules["flax.nnx"]
-    network.eval()
+    if training:
+        network.train()
+    else:
+        network.eval()
     graph, parameters, rest = nnx.split(network, nnx.Param, ...)
     pure, state = nnx.to_pure_dict(parameters), nnx.to_pure_dict(rest)
 
-    def call(arrays: Any, state: Any, x: Any) -> Any:
+    def merged(arrays: Any, state: Any) -> Any:
         nnx.replace_by_pure_dict(parameters, arrays)
         nnx.replace_by_pure_dict(rest, state)
-        return nnx.merge(graph, parameters, rest)(x)
+        return nnx.merge(graph, parameters, rest)
 
-    return Initialised(pure, jax.tree.map(_is_inexact, pure), state, call, batched=True)
+    def call(arrays: Any, state: Any, x: Any) -> Any:
+        return merged(arrays, state)(x)
+
+    def still(arrays: Any, state: Any, x: Any) -> Any:
+        network = merged(arrays, state)
+        network.set_attributes(deterministic=True, raise_if_not_found=False)
+        return network(x)
+
+    return Initialised(pure, jax.tree.map(_is_inexact, pure), state, call, still, batched=True)
 
 
 def _is_inexact(leaf: Any) -> bool:
@@ -124,7 +146,11 @@ def _pair(init: Callable[..., Any], apply: Callable[..., Any]) -> Callable[[Any,
             trains = {
                 name: mask if name == "params" else jax.tree.map(lambda _: False, mask) for name, mask in trains.items()
             }
-        return Initialised(jax.tree.map(jnp.asarray, arrays), trains, (), lambda arrays, _, x: apply(arrays, x))
+
+        def call(arrays: Any, _: Any, x: Any) -> Any:
+            return apply(arrays, x)
+
+        return Initialised(jax.tree.map(jnp.asarray, arrays), trains, (), call, call)
 
     return initialise
 

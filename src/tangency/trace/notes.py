@@ -8,7 +8,7 @@ import numpy as np
 
 from ..graph.graph import Graph
 from ..graph.known import Known
-from ..graph.signal import ParameterLeaf, ParameterStatistics, SumLeaf, WeightLeaf
+from ..graph.signal import JointLeaf, ParameterLeaf, ParameterStatistics, SumLeaf, WeightLeaf
 
 
 def notes_on(graph: Graph, unused: Sequence[ParameterStatistics]) -> tuple[str, ...]:
@@ -34,8 +34,18 @@ def _on_leaves(graph: Graph) -> Iterator[tuple[str, str]]:
                 yield leaf.weight.name, f"reads only {leaf.width} units; the limit takes all widths as many"
         elif isinstance(leaf, ParameterLeaf) and not leaf.degenerate:
             parameter = leaf.parameter
-            if parameter.distribution not in ("normal", "constant"):
+            if parameter.noise:
+                yield parameter.name, "drawn anew for each example; its noise is in the diagonals of K and Θ alone"
+            elif parameter.distribution not in ("normal", "constant"):
                 yield parameter.name, f"{parameter.distribution}; the limit uses a Gaussian of the same variance"
+        elif isinstance(leaf, JointLeaf):
+            rule = graph.sampling
+            assert rule is not None
+            yield (
+                "functions of several Gaussians",
+                f"by quasi-Monte-Carlo, {rule.replicates} replicates of {rule.points} points; kernel.estimate gives "
+                "the standard error",
+            )
         elif isinstance(leaf, SumLeaf):
             yield from _on_shrinking_bias(leaf)
 
@@ -78,7 +88,7 @@ def _on_widths(graph: Graph) -> Iterator[tuple[str, str]]:
             for known in (term.coefficient, *(p for factor in term.factors for p in factor.function.parameters)):
                 used.setdefault(known)
     for known in used:
-        if known.pending is not None:
+        if known.pending is not None and not known.pending.vanishing:
             width = known.pending.width
             yield f"a sum over {width} units", f"used without its 1/{width}; the limit keeps the traced width there"
 

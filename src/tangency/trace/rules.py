@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
 from ..graph.known import ELEMENTWISE, Constant, Known, Operation
-from ..graph.signal import Segment, Signal, StopLeaf, Term
+from ..graph.signal import Segment, Signal
 from . import known as kn
 from .align import align, as_signal, known_segment
 from .interpreter import Equation, Interpreter, rule
+from .joint import stopped_segment
 from .values import ParameterView, Value
 
 SegmentRule = Callable[[Sequence[Segment | Known]], Segment]
@@ -42,11 +42,6 @@ _GENERAL_ADVICE = (
 )
 _ADVICE = {
     "while": "Its length is not known when it is traced: use lax.scan, or write the steps out",
-    "random_bits": "Dropout is covered in its inference form only: switch the model to inference",
-    "reduce_max": "A maximum or softmax of random signals has no closed limit: pool by an average, return the logits, "
-    "or scale attention scores by 1/d, with which they become deterministic",
-    "reduce_window_max": "Max-pooling is a function of several correlated Gaussians without a closed limit: pool by "
-    "an average",
     "sort": "Order statistics of units have no limit rule; remove the sort",
 }
 
@@ -71,6 +66,8 @@ def nonlinear(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
 def select(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     """A choice by a Known mask is linear: (1 − mask) s + mask t. By the signal itself, it is a nonlinearity."""
     which, *cases = equation.operands
+    if isinstance(which, ParameterView) and which.parameter.noise and len(cases) == 2:
+        return _dropped(interpreter, equation, which, cases)
     if not isinstance(which, Known) or all_known(equation) or len(cases) != 2:
         return nonlinear(interpreter, equation)
     mask = kn.as_number(which)
@@ -88,6 +85,22 @@ def select(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
         return algebra.add(parts, source)
 
     return elementwise(interpreter, replace(equation, operands=(*cases, opposite, mask)), act)
+
+
+def _dropped(
+    interpreter: Interpreter, equation: Equation, mask: ParameterView, cases: Sequence[Value]
+) -> Sequence[Value]:
+    """A choice by dropout's own mask: s + mask · (t − s)."""
+    algebra, source = interpreter.algebra, equation.source
+
+    def act(operands: Sequence[Segment | Known]) -> Segment:
+        like = next(o for o in operands if isinstance(o, Segment))
+        kept = [o if isinstance(o, Segment) else known_segment(o, like.size, like.space) for o in operands]
+        minus = algebra.scale(kept[0], kn.constant(-1.0), source)
+        change = algebra.multiply(kept[2], algebra.add((kept[1], minus), source), source)
+        return algebra.add((kept[0], change), source)
+
+    return elementwise(interpreter, replace(equation, operands=(*cases, mask)), act)
 
 
 def _finite(case: Known) -> Known:
@@ -195,17 +208,9 @@ def _mask_to_number(interpreter: Interpreter, equation: Equation) -> Sequence[Va
 
 @rule("stop_gradient")
 def stopped(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
-    """The same values without a gradient: every leaf is seen through a view that has no tangent."""
+    """The same values without a gradient."""
     (operand,) = equation.operands
     if isinstance(operand, Known):
         return [operand]
     signal = as_signal(interpreter, equation, operand)
-    segments = tuple(
-        replace(s, terms=tuple(map(partial(_stopped_term, interpreter), s.terms))) for s in signal.segments
-    )
-    return [Signal(signal.layout, segments)]
-
-
-def _stopped_term(interpreter: Interpreter, term: Term) -> Term:
-    factors = (replace(f, leaf=interpreter.interned(StopLeaf(f.leaf, source=f.leaf.source))) for f in term.factors)
-    return Term(term.coefficient, tuple(factors))
+    return [Signal(signal.layout, tuple(stopped_segment(s, interpreter) for s in signal.segments))]

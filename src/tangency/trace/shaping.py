@@ -15,6 +15,7 @@ from ..graph.layout import Atom, Axis, Layout, Repeat, Space, Width
 from ..graph.signal import (
     CopiesLeaf,
     Factor,
+    JointLeaf,
     Leaf,
     MergeLeaf,
     ParameterLeaf,
@@ -115,7 +116,13 @@ class Shaper:
 
         return self.map_terms(segment, space, on_known, on_factor)
 
+    def through(self, leaf: JointLeaf, on_segment: Callable[[Segment], Segment]) -> Leaf:
+        """A function of several Gaussians, rearranged by rearranging its operands."""
+        return self.interpreter.interned(replace(leaf, operands=tuple(map(on_segment, leaf.operands))))
+
     def select_leaf(self, leaf: Leaf, axis: int, index: Known) -> Leaf:
+        if isinstance(leaf, JointLeaf):
+            return self.through(leaf, partial(self.select, axis=axis, index=index))
         if isinstance(index, Constant):
             length = leaf.space[axis]
             if index.shape == (length,) and np.array_equal(index.value, np.arange(length)):
@@ -144,9 +151,7 @@ class Shaper:
             kept = tuple(rest.index(axis) for axis in factor.axes if axis in rest)
             if not own:
                 return factor.leaf, kept
-            leaf = self.interpreter.interned(
-                MergeLeaf(factor.leaf, tuple(place for _, place in own), source=self.source)
-            )
+            leaf = self.merge_leaf(factor.leaf, tuple(place for _, place in own))
             if len(own) < len(axes):
                 # The leaf runs along some of the axes only: each of its positions is repeated.
                 grid = np.arange(prod(lengths)).reshape(lengths)
@@ -157,6 +162,11 @@ class Shaper:
             return leaf, (*kept, len(space) - 1)
 
         return self.map_terms(segment, space, on_known, on_factor)
+
+    def merge_leaf(self, leaf: Leaf, axes: tuple[int, ...]) -> Leaf:
+        if isinstance(leaf, JointLeaf):
+            return self.through(leaf, partial(self.merge, axes=axes))
+        return self.interpreter.interned(MergeLeaf(leaf, axes, source=self.source))
 
     def copies(self, segment: Segment, parts: tuple[int, ...], which: int) -> Segment:
         """A part of the width turned into a new last axis of positions, over which the law is independent."""
@@ -173,8 +183,12 @@ class Shaper:
             return kn.reshape(kn.transpose(split, order), (*shape, length, known.shape[-1] // length))
 
         def on_factor(factor: Factor) -> tuple[Leaf, tuple[int, ...]]:
-            leaf = self.interpreter.interned(CopiesLeaf(factor.leaf, length, source=self.source))
-            return leaf, (*factor.axes, len(space) - 1)
+            leaf = factor.leaf
+            if isinstance(leaf, JointLeaf):
+                copied = self.through(leaf, partial(self.copies, parts=parts, which=which))
+            else:
+                copied = self.interpreter.interned(CopiesLeaf(leaf, length, source=self.source))
+            return copied, (*factor.axes, len(space) - 1)
 
         return replace(self.map_terms(segment, space, on_known, on_factor), size=segment.size // length)
 
