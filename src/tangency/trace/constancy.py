@@ -51,11 +51,7 @@ def _cut_to_one(known: Known, axis: int) -> Known:
             shape = tuple(1 if i == axis else n for i, n in enumerate(known.shape))
             operation = kn.operation_of("broadcast_in_dim", shape=shape, broadcast_dimensions=dimensions, sharding=None)
             return kn.apply(operation, (source,), shape)
-    if (
-        isinstance(known, Apply)
-        and known.operation.name in ELEMENTWISE
-        and (known.pending is None or known.pending.vanishing)
-    ):
+    if isinstance(known, Apply) and known.operation.name in ELEMENTWISE and known.pending is None:
         arguments = [_cut_to_one(a, axis) if a.shape else a for a in known.arguments]
         return kn.apply(known.operation, arguments, tuple(1 if i == axis else n for i, n in enumerate(known.shape)))
     return kn.cut(known, axis, 0, 1)

@@ -51,11 +51,15 @@ def constant(value: Any) -> Constant:
 def apply(operation: Operation, arguments: Sequence[Known], shape: Sequence[int]) -> Known:
     """The operation's value, folded when every argument is constant; the same value is one node wherever it is used."""
     constants = [a.value for a in arguments if isinstance(a, Constant)]
-    if len(constants) == len(arguments):
-        return constant(evaluate_constants(operation, constants))
     pending = _pending(operation, arguments)
-    if pending is None and any(argument.pending and argument.pending.zero_mean for argument in arguments):
-        return constant(np.zeros(tuple(shape)))
+    if len(constants) == len(arguments):
+        value = evaluate_constants(operation, constants)
+        return constant(value) if pending is None else Constant(value.shape, value=value, pending=pending)
+    if any(argument.pending and argument.pending.zero_mean for argument in arguments):
+        if pending is None:
+            return constant(np.zeros(tuple(shape)))
+        if pending.vanishing:
+            return Constant(tuple(shape), value=np.zeros(tuple(shape)), pending=pending)
     key = (operation, tuple(arguments), tuple(shape))
     found = _applied.get(key)
     if found is None:
