@@ -188,6 +188,24 @@ def test_finite_networks(network: Network, shape: tuple[int, ...], draws: int) -
     check_drawn(network, examples(*shape), draws)
 
 
+def test_outputs_at_positions_are_symmetric() -> None:
+    network = max_pooled(32)
+
+    def apply(p: Any, x: Any) -> Any:
+        h = jax.nn.relu(jax.lax.conv_general_dilated(x.T[None], p["w"], (1,), [(1, 1)])[0])
+        return (p["readout"] @ jax.lax.reduce_window(h, -jnp.inf, jax.lax.max, (1, 2), (1, 2), "VALID")).T
+
+    kernel = tg.limit((network.init, apply), numerical=tg.QuasiMonteCarlo(64, 2))
+    x = examples(6, FEATURES)
+    found = np.asarray(kernel(x))
+    assert found.shape == (3, 3, 3, 3)
+    np.testing.assert_array_equal(found, np.transpose(found, (1, 0, 3, 2)))
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(jax.jit(kernel)(jnp.asarray(x)), found, rtol=1e-12)
+    parts = kernel.contributions(x)
+    np.testing.assert_allclose(sum(parts.values()), found, rtol=1e-12)
+
+
 class Recurrent(eqx.Module):
     cell: Any
     readout: Any

@@ -268,12 +268,14 @@ class LimitKernel(Kernel):
         row, column = (jnp.arange(len(x1)).reshape(shape) for shape in ((-1, 1), (1, -1)))
         spread = (len(x1), len(x1), *(1,) * positions)
         mirrored = jnp.swapaxes(matrix, *axes)
+        first, half = axes[1] + 1, positions // 2
         if positions:
-            first = axes[1] + 1
-            half = positions // 2
             mirrored = jnp.moveaxis(mirrored, range(first, first + half), range(first + half, first + positions))
         result = jnp.where((row <= column).reshape(spread), matrix, mirrored)
         diagonal = jnp.expand_dims(self._mean(lambda k: self._diagonal(x1, k, kind=kind)), axes[1])
+        if positions:
+            turned = jnp.moveaxis(diagonal, range(first, first + half), range(first + half, first + positions))
+            diagonal = (diagonal + turned) / 2
         return jnp.where((row == column).reshape(spread), diagonal, result)
 
     def _block_of(
@@ -319,7 +321,7 @@ def _positions_last(result: np.ndarray, examples: int, positions: int) -> np.nda
 
 
 def _symmetric(result: np.ndarray, lead: int, positions: int) -> np.ndarray:
-    """The upper triangle mirrored, each pair of examples with its positions exchanged."""
+    """The upper triangle mirrored, each pair of examples with its positions exchanged, up to the last bit."""
     half = positions // 2
     first = lead + 2
     mirrored = np.moveaxis(
@@ -327,8 +329,9 @@ def _symmetric(result: np.ndarray, lead: int, positions: int) -> np.ndarray:
     )
     n = result.shape[lead]
     row, column = np.arange(n)[:, None], np.arange(n)[None, :]
-    upper = (row <= column).reshape(n, n, *(1,) * positions)
-    return np.where(upper, result, mirrored)
+    spread = (n, n, *(1,) * positions)
+    upper = np.where((row < column).reshape(spread), result, mirrored)
+    return np.where((row == column).reshape(spread), (result + mirrored) / 2, upper)
 
 
 def _runtime_true(x: jax.Array) -> jax.Array:
