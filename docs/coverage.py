@@ -3,57 +3,220 @@
 python docs/coverage.py
 """
 
-from collections.abc import Callable
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.nnx.nn import activations
 
-import tangency
+import tangency as tg
 from tangency.errors import TangencyError
+from tangency.graph.known import ELEMENTWISE
+from tangency.trace.interpreter import INLINED, RULES
+from tangency.trace.model import open_model
 
-C, T, N = 12, 5, 6
-IMAGE, SEQUENCE, VECTOR = (3, N, N), (T, 3), (3,)
+IN, OUT, T = 64, 72, 2
+LINE, IMAGE, VOLUME, SEQUENCE = (4, 3), (4, 4, 3), (2, 2, 2, 3), (T, 3)
+NUMERICAL = tg.QuasiMonteCarlo(64, 2)
 
 
-def equinox_layers() -> dict[str, tuple[tuple[int, ...], Callable[[Any], Any], str]]:
-    """Name: (shape of an example, key -> layer, how it is called on positions × features)."""
+class Example(NamedTuple):
+    """A layer, made from a key or Rngs and called by `call(layer, h)`, on inputs of one shape (channels last)."""
+
+    shape: tuple[int, ...]
+    make: Callable[[Any], Any]
+    call: Callable[[Any, Any], Any]
+    words: bool = False
+
+
+def _first(layer: Any, h: Any) -> Any:
+    return jnp.moveaxis(layer(jnp.moveaxis(h, -1, 0)), 0, -1)
+
+
+def _each(layer: Any, h: Any) -> Any:
+    return jax.vmap(layer)(h)
+
+
+def _whole(layer: Any, h: Any) -> Any:
+    return layer(h)
+
+
+def _stateful(layer: Any, h: Any) -> Any:
+    inner, state = layer
+    return inner(h, state)[0]
+
+
+def _equinox_cell(layer: Any, h: Any) -> Any:
+    state = jnp.zeros(OUT, h.dtype)
+    carry = (state, state) if isinstance(layer, eqx.nn.LSTMCell) else state
+    for x in h:
+        carry = layer(x, carry)
+    return (carry[0] if isinstance(carry, tuple) else carry)[None]
+
+
+def _shared(layer: Any, h: Any) -> Any:
+    one, other = layer()
+    return jax.vmap(lambda x: other(jax.nn.relu(one(x))))(h)
+
+
+def _tied(key: Any) -> Any:
+    first, second = jax.random.split(key)
+    pair = (eqx.nn.Linear(IN, IN, key=first), eqx.nn.Linear(IN, IN, key=second))
+    return eqx.nn.Shared(pair, where=lambda p: p[1].weight, get=lambda p: p[0].weight)
+
+
+def equinox_examples() -> dict[str, Example]:
     e = eqx.nn
-    channels_first = {
-        "Conv2d": lambda k: e.Conv2d(C, C, 3, key=k),
-        "ConvTranspose2d": lambda k: e.ConvTranspose2d(C, C, 3, 2, key=k),
-        "Conv2d, groups": lambda k: e.Conv2d(C, C, 3, groups=2, key=k),
-        "Conv2d, depthwise": lambda k: e.Conv2d(C, C, 3, groups=C, key=k),
-        "AvgPool2d": lambda k: e.AvgPool2d(2, 2),
-        "MaxPool2d": lambda k: e.MaxPool2d(2, 2),
-        "AdaptiveAvgPool2d": lambda k: e.AdaptiveAvgPool2d(2),
-        "AdaptiveMaxPool2d": lambda k: e.AdaptiveMaxPool2d(2),
-        "GroupNorm": lambda k: e.GroupNorm(2, C),
-        "Dropout (inference)": lambda k: e.Dropout(0.5),
-        "Identity": lambda k: e.Identity(),
+    found = {
+        "Conv": Example(IMAGE, lambda k: e.Conv(2, IN, OUT, 3, key=k), _first),
+        "ConvTranspose": Example(IMAGE, lambda k: e.ConvTranspose(2, IN, OUT, 3, key=k), _first),
+        "Pool": Example(IMAGE, lambda k: e.Pool(0.0, jax.lax.add, 2, 2), _first),
+        "AdaptivePool": Example(IMAGE, lambda k: e.AdaptivePool(2, 2, jnp.mean), _first),
+        "GroupNorm": Example(IMAGE, lambda k: e.GroupNorm(2, IN), _first),
+        "Dropout": Example(SEQUENCE, lambda k: e.Dropout(0.5), _whole),
+        "Identity": Example(SEQUENCE, lambda k: e.Identity(), _whole),
+        "Lambda": Example(SEQUENCE, lambda k: e.Lambda(jax.nn.relu), _whole),
+        "PReLU": Example(SEQUENCE, lambda k: e.PReLU(), _whole),
+        "RotaryPositionalEmbedding": Example(SEQUENCE, lambda k: e.RotaryPositionalEmbedding(IN), _whole),
+        "LayerNorm": Example(SEQUENCE, lambda k: e.LayerNorm(IN), _each),
+        "RMSNorm": Example(SEQUENCE, lambda k: e.RMSNorm(IN), _each),
+        "Linear": Example(SEQUENCE, lambda k: e.Linear(IN, OUT, key=k), _each),
+        "MLP": Example(SEQUENCE, lambda k: e.MLP(IN, OUT, 80, 2, key=k), _each),
+        "WeightNorm": Example(SEQUENCE, lambda k: e.WeightNorm(e.Linear(IN, OUT, key=k)), _each),
+        "Sequential": Example(
+            SEQUENCE, lambda k: e.Sequential([e.Linear(IN, OUT, key=k), e.Lambda(jax.nn.relu)]), _each
+        ),
+        "Shared": Example(SEQUENCE, _tied, _shared),
+        "MultiheadAttention": Example(
+            SEQUENCE, lambda k: e.MultiheadAttention(2, IN, key=k), lambda layer, h: layer(h, h, h)
+        ),
+        "GRUCell": Example(SEQUENCE, lambda k: e.GRUCell(IN, OUT, key=k), _equinox_cell),
+        "LSTMCell": Example(SEQUENCE, lambda k: e.LSTMCell(IN, OUT, key=k), _equinox_cell),
+        "Embedding": Example((T,), lambda k: e.Embedding(7, IN, key=k), _each, words=True),
+        "BatchNorm": Example(
+            IMAGE,
+            lambda k: e.make_with_state(e.BatchNorm)(IN, "batch", mode="ema"),
+            lambda layer, h: jnp.moveaxis(_stateful(layer, jnp.moveaxis(h, -1, 0)), 0, -1),
+        ),
+        "SpectralNorm": Example(
+            SEQUENCE,
+            lambda k: e.make_with_state(e.SpectralNorm)(e.Linear(IN, OUT, key=k), "weight", key=k),
+            lambda layer, h: jax.vmap(lambda x: _stateful(layer, x))(h),
+        ),
     }
-    at_each = {
-        "LayerNorm": lambda k: e.LayerNorm(C),
-        "RMSNorm": lambda k: e.RMSNorm(C),
-        "Linear": lambda k: e.Linear(C, C, key=k),
-        "MLP": lambda k: e.MLP(C, C, C, 2, key=k),
-        "WeightNorm": lambda k: e.WeightNorm(e.Linear(C, C, key=k)),
+    for d, shape in ((1, LINE), (2, IMAGE), (3, VOLUME)):
+        for name in ("Conv", "ConvTranspose"):
+            made = getattr(e, f"{name}{d}d")
+            found[f"{name}{d}d"] = Example(shape, lambda k, c=made: c(IN, OUT, 2, key=k), _first)
+        for name in ("AvgPool", "MaxPool"):
+            made = getattr(e, f"{name}{d}d")
+            found[f"{name}{d}d"] = Example(shape, lambda k, c=made: c(2, 2), _first)
+            adaptive = getattr(e, f"Adaptive{name}{d}d")
+            found[f"Adaptive{name}{d}d"] = Example(shape, lambda k, c=adaptive: c(1), _first)
+    return found
+
+
+def _heads(h: Any) -> Any:
+    return h.reshape(*h.shape[:-1], 2, IN // 2)
+
+
+def flax_examples() -> dict[str, Example]:
+    n = nnx
+
+    def rnn(cell: Any) -> Example:
+        return Example(SEQUENCE, lambda r: n.RNN(cell(IN, OUT, rngs=r)), _whole)
+
+    def linear(r: Any) -> Any:
+        return n.Linear(IN, OUT, rngs=r)
+
+    made: dict[str, tuple[tuple[int, ...], Callable[[Any], Any]]] = {
+        "Linear": (SEQUENCE, linear),
+        "LinearGeneral": (SEQUENCE, lambda r: n.LinearGeneral(IN, OUT, rngs=r)),
+        "Einsum": (SEQUENCE, lambda r: n.Einsum("btc,cd->btd", (IN, OUT), rngs=r)),
+        "Conv": (IMAGE, lambda r: n.Conv(IN, OUT, (3, 3), rngs=r)),
+        "ConvTranspose": (IMAGE, lambda r: n.ConvTranspose(IN, OUT, (3, 3), rngs=r)),
+        "LayerNorm": (SEQUENCE, lambda r: n.LayerNorm(IN, rngs=r)),
+        "RMSNorm": (SEQUENCE, lambda r: n.RMSNorm(IN, rngs=r)),
+        "GroupNorm": (IMAGE, lambda r: n.GroupNorm(IN, 2, rngs=r)),
+        "InstanceNorm": (IMAGE, lambda r: n.InstanceNorm(IN, rngs=r)),
+        "BatchNorm": (IMAGE, lambda r: n.BatchNorm(IN, rngs=r)),
+        "WeightNorm": (SEQUENCE, lambda r: n.WeightNorm(linear(r), rngs=r)),
+        "SpectralNorm": (SEQUENCE, lambda r: n.SpectralNorm(linear(r), rngs=r)),
+        "Dropout": (SEQUENCE, lambda r: n.Dropout(0.5, rngs=r)),
+        "PReLU": (SEQUENCE, lambda r: n.PReLU()),
+        "Sequential": (SEQUENCE, lambda r: n.Sequential(linear(r), n.relu)),
+        "MultiHeadAttention": (SEQUENCE, lambda r: n.MultiHeadAttention(2, IN, decode=False, rngs=r)),
+        "LoRA": (SEQUENCE, lambda r: n.LoRA(IN, 8, OUT, rngs=r)),
+        "LoRALinear": (SEQUENCE, lambda r: n.LoRALinear(IN, OUT, lora_rank=8, rngs=r)),
+        "Bidirectional": (
+            SEQUENCE,
+            lambda r: n.Bidirectional(n.RNN(n.SimpleCell(IN, OUT, rngs=r)), n.RNN(n.SimpleCell(IN, OUT, rngs=r))),
+        ),
     }
-    whole = {"PReLU": lambda k: e.PReLU(), "RotaryPositionalEmbedding": lambda k: e.RotaryPositionalEmbedding(C)}
-    cells = {"GRUCell": lambda k: e.GRUCell(C, C, key=k), "LSTMCell": lambda k: e.LSTMCell(C, C, key=k)}
-    return {
-        "Conv1d": (SEQUENCE, lambda k: e.Conv1d(C, C, 3, key=k), "channels first"),
-        **{name: (IMAGE, make, "channels first") for name, make in channels_first.items()},
-        **{name: (SEQUENCE, make, "at each position") for name, make in at_each.items()},
-        **{name: (SEQUENCE, make, "whole") for name, make in whole.items()},
-        "MultiheadAttention": (SEQUENCE, lambda k: e.MultiheadAttention(2, C, key=k), "attention"),
-        **{name: (SEQUENCE, make, "cell") for name, make in cells.items()},
-        "Embedding": ((T,), lambda k: e.Embedding(7, C, key=k), "words"),
-    }
+    found = {name: Example(shape, make, _whole) for name, (shape, make) in made.items()}
+    cells = {name: rnn(getattr(n, name)) for name in ("SimpleCell", "GRUCell", "LSTMCell", "OptimizedLSTMCell")}
+    found |= cells | {"RNN": cells["SimpleCell"]}
+    found["Embed"] = Example((T,), lambda r: n.Embed(7, IN, rngs=r), _whole, words=True)
+    found["List"] = Example(SEQUENCE, lambda r: n.List([linear(r)]), lambda layer, h: layer[0](h))
+    found["Dict"] = Example(SEQUENCE, lambda r: n.Dict(dense=linear(r)), lambda layer, h: layer["dense"](h))
+    for name in ("avg_pool", "max_pool", "min_pool"):
+        pool = getattr(n, name)
+        found[name] = Example(IMAGE, lambda r: None, lambda _, h, f=pool: f(h, window_shape=(2, 2), strides=(2, 2)))
+    found["dot_product_attention"] = Example(
+        SEQUENCE,
+        lambda r: None,
+        lambda _, h: n.dot_product_attention(_heads(h), _heads(h), _heads(h)).reshape(h.shape),
+    )
+    for name in public_activations():
+        function = getattr(n, name)
+        found[name] = Example(SEQUENCE, lambda r: None, lambda _, h, f=function: f(h))
+    return found
+
+
+EQUINOX_EXCLUDED = {
+    "StateIndex": "not a layer: a key into a `State`",
+    "StatefulLayer": "not a layer: a base class",
+}
+FLAX_EXCLUDED = {
+    "Module": "not a layer: a base class",
+    "RNNCellBase": "not a layer: a base class",
+    "logsumexp": "not a layer: a reduction over units",
+    "one_hot": "not a layer: an encoding of integer inputs",
+}
+FUNCTIONS = ("avg_pool", "max_pool", "min_pool", "dot_product_attention")
+
+
+def public_activations() -> list[str]:
+    names = [name for name in activations.__all__ if hasattr(nnx, name) and not inspect.isclass(getattr(nnx, name))]
+    return [name for name in names if name not in FLAX_EXCLUDED]
+
+
+def public_layers() -> tuple[set[str], set[str]]:
+    """Names of the public modules of `equinox.nn`, and of the modules and layer-like functions of `flax.nnx`."""
+
+    def modules(room: Any, base: type) -> set[str]:
+        members = {name: member for name, member in vars(room).items() if not name.startswith("_")}
+        return {name for name, member in members.items() if inspect.isclass(member) and issubclass(member, base)}
+
+    functions = {*FUNCTIONS, *(name for name in activations.__all__ if hasattr(nnx, name))}
+    return modules(eqx.nn, eqx.Module), modules(nnx, nnx.Module) | functions
+
+
+def unlisted() -> list[str]:
+    """Public layers with neither an example nor a stated exclusion."""
+    equinox, flax = public_layers()
+    return sorted(
+        [f"equinox.nn.{name}" for name in equinox - equinox_examples().keys() - EQUINOX_EXCLUDED.keys()]
+        + [f"flax.nnx.{name}" for name in flax - flax_examples().keys() - FLAX_EXCLUDED.keys()]
+    )
 
 
 class Around(eqx.Module):
@@ -62,124 +225,147 @@ class Around(eqx.Module):
     first: jax.Array
     layer: Any
     last: jax.Array
-    how: str = eqx.field(static=True)
+    example: Example = eqx.field(static=True)
 
-    def __init__(self, key: Any, make: Any, how: str):
+    def __init__(self, key: Any, example: Example, width: int):
         k1, k2, k3 = jax.random.split(key, 3)
-        self.first = jax.random.normal(k1, (3, C))
-        self.layer = make(k2)
-        self.last = jax.random.normal(k3, (C,))
-        self.how = how
+        self.first = jax.random.normal(k1, (3, IN)) / 3**0.5
+        self.layer = example.make(k2)
+        self.last = jax.random.normal(k3, (width,)) / width**0.5
+        self.example = example
+
+    def features(self, x: Any) -> Any:
+        return self.example.call(self.layer, x if self.example.words else x @ self.first)
 
     def __call__(self, x: Any) -> Any:
-        h = x if self.how == "words" else (jnp.moveaxis(x, 0, -1) if x.ndim == 3 else x) @ self.first
-        return self._applied(h).reshape(-1, C).mean(0) @ self.last
-
-    def _applied(self, h: Any) -> Any:
-        match self.how:
-            case "channels first":
-                return jnp.moveaxis(self.layer(jnp.moveaxis(h, -1, 0)), 0, -1)
-            case "at each position" | "words":
-                return jax.vmap(self.layer)(h)
-            case "attention":
-                return self.layer(h, h, h)
-            case "cell":
-                state = jnp.zeros(C, h.dtype)
-                for x in h[:2]:
-                    state = self.layer(x, (state, state) if isinstance(self.layer, eqx.nn.LSTMCell) else state)
-                    state = state[0] if isinstance(state, tuple) else state
-                return state
-        return self.layer(h)
-
-
-def flax_layers() -> dict[str, tuple[tuple[int, ...], Callable[[nnx.Rngs], Any], bool]]:
-    return {
-        "Linear": (SEQUENCE, lambda r: nnx.Linear(C, C, rngs=r), False),
-        "LinearGeneral": (SEQUENCE, lambda r: nnx.LinearGeneral(C, C, rngs=r), False),
-        "Einsum": (SEQUENCE, lambda r: nnx.Einsum("btc,cd->btd", (C, C), rngs=r), False),
-        "Conv": ((N, N, 3), lambda r: nnx.Conv(C, C, (3, 3), rngs=r), False),
-        "Conv, CIRCULAR": ((N, N, 3), lambda r: nnx.Conv(C, C, (3, 3), padding="CIRCULAR", rngs=r), False),
-        "ConvTranspose": ((N, N, 3), lambda r: nnx.ConvTranspose(C, C, (3, 3), (2, 2), rngs=r), False),
-        "LayerNorm": (SEQUENCE, lambda r: nnx.LayerNorm(C, rngs=r), False),
-        "RMSNorm": (SEQUENCE, lambda r: nnx.RMSNorm(C, rngs=r), False),
-        "GroupNorm": ((N, N, 3), lambda r: nnx.GroupNorm(C, 2, rngs=r), False),
-        "InstanceNorm": ((N, N, 3), lambda r: nnx.InstanceNorm(C, rngs=r), False),
-        "BatchNorm (inference)": ((N, N, 3), lambda r: nnx.BatchNorm(C, rngs=r), False),
-        "Dropout (inference)": (SEQUENCE, lambda r: nnx.Dropout(0.5, rngs=r), False),
-        "Embed": ((T,), lambda r: nnx.Embed(7, C, rngs=r), True),
-        "MultiHeadAttention": (SEQUENCE, lambda r: nnx.MultiHeadAttention(2, C, decode=False, rngs=r), False),
-        "RNN(SimpleCell)": (SEQUENCE, lambda r: nnx.RNN(nnx.SimpleCell(C, C, rngs=r)), False),
-        "RNN(GRUCell)": (SEQUENCE, lambda r: nnx.RNN(nnx.GRUCell(C, C, rngs=r)), False),
-        "RNN(LSTMCell)": (SEQUENCE, lambda r: nnx.RNN(nnx.LSTMCell(C, C, rngs=r)), False),
-        "LoRA": (SEQUENCE, lambda r: nnx.LoRA(C, 2, C, rngs=r), False),
-    }
+        h = self.features(x)
+        return h.reshape(-1, h.shape[-1]).mean(0) @ self.last
 
 
 class FlaxAround(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs, make: Any, integers: bool):
-        self.first = None if integers else nnx.Linear(3, C, rngs=rngs)
-        self.layer = make(rngs)
-        self.last = nnx.Linear(C, 1, rngs=rngs)
+    """The same in Flax NNX, on a batch."""
+
+    def __init__(self, rngs: nnx.Rngs, example: Example, width: int):
+        self.first = None if example.words else nnx.Linear(3, IN, rngs=rngs)
+        self.layer = example.make(rngs)
+        self.last = nnx.Linear(width, 1, rngs=rngs)
+        self.call = example.call
+
+    def features(self, x: Any) -> Any:
+        return self.call(self.layer, x if self.first is None else self.first(x))
 
     def __call__(self, x: Any) -> Any:
-        h = self.layer(x if self.first is None else self.first(x))
-        return self.last(h.reshape(len(h), -1, C).mean(1))
+        h = self.features(x)
+        return self.last(h.reshape(len(h), -1, h.shape[-1]).mean(1))
 
 
-def outcome(model: Any, shape: tuple[int, ...], integers: bool) -> str:
+def network(example: Example, flax: bool) -> Callable[[Any], Any]:
+    """A function of a key; the layer's own width is found by calling it once."""
+    x = jnp.zeros((3, *example.shape), jnp.int32 if example.words else jnp.float32)
+    if not flax:
+        probe = eqx.nn.inference_mode(Around(jax.random.key(0), example, 1))
+        width = jax.eval_shape(probe.features, x[0]).shape[-1]
+        return lambda key: Around(key, example, width)
+    one = FlaxAround(nnx.Rngs(0), example, 1)
+    one.eval()
+    width = one.features(x).shape[-1]
+    return lambda key: FlaxAround(nnx.Rngs(key), example, width)
+
+
+def outcome(example: Example, flax: bool) -> str:
+    """A tick, "numerical rule", or the first line of the refusal."""
     rng = np.random.default_rng(0)
-    x = rng.integers(0, 7, (2, *shape)).astype(np.int32) if integers else rng.normal(size=(2, *shape))
-    try:
-        matrix = np.asarray(tangency.limit(model)(x))
-    except TangencyError as error:
-        return f"refused: {str(error).splitlines()[0]}".replace("|", "\\|")
-    return "✓" if np.all(np.isfinite(matrix)) else "not finite"
+    shape = (3, *example.shape)
+    x = rng.integers(0, 7, shape).astype(np.int32) if example.words else rng.normal(size=shape)
+    refusal = ""
+    for numerical, verdict in ((False, "✓"), (NUMERICAL, "numerical rule")):
+        try:
+            matrix = np.asarray(tg.limit(network(example, flax), numerical=numerical)(x))
+        except TangencyError as error:
+            refusal = refusal or re.sub(r" at [\w/]*\.py:\d+", "", str(error).splitlines()[0])
+            continue
+        least, *_, largest = np.linalg.eigvalsh(matrix)
+        if not (np.all(np.isfinite(matrix)) and least >= -1e-6 * largest):
+            return "**wrong: not finite or not positive semi-definite**"
+        return verdict
+    return f"refused: {refusal}".replace("|", "\\|")
+
+
+def table(examples: dict[str, Example], excluded: dict[str, str], flax: bool) -> list[str]:
+    found = {name: outcome(example, flax) for name, example in examples.items()} | excluded
+    return ["", "| layer | limit |", "|---|---|", *(f"| `{name}` | {found[name]} |" for name in sorted(found))]
+
+
+def primitives(example: Example, flax: bool) -> set[str]:
+    """The primitives that a network's forward pass is made of, inner programs included."""
+    functions = open_model(network(example, flax), flax)
+    x = jnp.zeros(example.shape, jnp.int32 if example.words else jnp.float32)
+    made = functions.initialise(jax.random.key(0), x[None] if flax else x)
+    program = jax.make_jaxpr(made.call)(made.parameters, made.state, x[None] if flax else x)
+    found: set[str] = set()
+    stack: list[Any] = [program.jaxpr]
+    while stack:
+        for equation in stack.pop().eqns:
+            found.add(equation.primitive.name)
+            for value in equation.params.values():
+                for inner in value if isinstance(value, tuple | list) else (value,):
+                    if hasattr(inner, "jaxpr"):
+                        stack.append(inner.jaxpr)
+                    elif hasattr(inner, "eqns"):
+                        stack.append(inner)
+    return found
+
+
+def treatment(name: str) -> str:
+    """What the tracer does with a primitive on random values."""
+    if name in INLINED:
+        return "inlined"
+    if name in RULES and name not in ELEMENTWISE:
+        return f"a rule of its own (`{RULES[name].__module__.removeprefix('tangency.')}`)"
+    if name in ("add", "sub", "mul", "div", "neg", "select_n", "convert_element_type", "copy"):
+        return "sums, products, choices of signals (`trace.rules`)"
+    if name in ELEMENTWISE:
+        return "composed into the activation"
+    return "evaluated where it depends on the input alone; refused on random values"
+
+
+def primitive_table(examples: Sequence[tuple[dict[str, Example], bool]]) -> list[str]:
+    met: set[str] = set()
+    for some, flax in examples:
+        for example in some.values():
+            met |= primitives(example, flax)
+    others = sorted(name for name in RULES if name not in met and name != "default")
+    return [
+        "",
+        "## JAX primitives in these networks",
+        "",
+        "| primitive | treatment |",
+        "|---|---|",
+        *(f"| `{name}` | {treatment(name)} |" for name in sorted(met)),
+        "",
+        f"Rules that none of them needs: {', '.join(f'`{name}`' for name in others)}.",
+    ]
 
 
 def main() -> None:
+    missing = unlisted()
+    if missing:
+        sys.exit(f"docs/coverage.py: no example and no stated exclusion for {', '.join(missing)}; add one")
     lines = [
         "# Which layers have a limit",
         "",
-        "Written by `python docs/coverage.py`, which runs every layer between a weight and an average over positions",
-        "with a dense readout.",
-    ]
-    for title, rows in (
-        (
-            f"Equinox {eqx.__version__}",
-            {
-                name: outcome(lambda key, m=make, h=how: Around(key, m, h), shape, how == "words")
-                for name, (shape, make, how) in equinox_layers().items()
-            },
-        ),
-        (
-            "Flax NNX",
-            {
-                name: outcome(lambda key, m=make, i=integers: FlaxAround(nnx.Rngs(key), m, i), shape, integers)
-                for name, (shape, make, integers) in flax_layers().items()
-            },
-        ),
-    ):
-        lines += ["", f"## {title}", "", "| layer | limit |", "|---|---|"]
-        lines += [f"| `{name}` | {result} |" for name, result in rows.items()]
-    from tangency.graph.known import ELEMENTWISE
-    from tangency.trace import contraction, lookup, loops
-    from tangency.trace.interpreter import RULES
-
-    del contraction, lookup, loops
-    lines += ["", "## JAX primitives with a rule on random values", "", "Elementwise: " + _listed(ELEMENTWISE) + "."]
-    lines += ["", "Others: " + _listed(set(RULES) - ELEMENTWISE - {"default"}) + "."]
-    lines += [
+        "Written by `python docs/coverage.py`, which runs every public layer between a weight and an average over",
+        "positions with a dense readout. ✓: a finite, positive semi-definite kernel on three inputs; numerical rule:",
+        "the same with `numerical=`.",
         "",
-        _ON_KNOWN,
+        f"## Equinox {eqx.__version__}",
+        *table(equinox_examples(), EQUINOX_EXCLUDED, False),
+        "",
+        "## Flax NNX",
+        *table(flax_examples(), FLAX_EXCLUDED, True),
+        *primitive_table([(equinox_examples(), False), (flax_examples(), True)]),
     ]
     (Path(__file__).parent / "coverage.md").write_text("\n".join(lines) + "\n")
-
-
-_ON_KNOWN = "On values that depend on the input alone every primitive without effects or inner programs is evaluated."
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(f"`{name}`" for name in sorted(names))
 
 
 if __name__ == "__main__":

@@ -102,8 +102,8 @@ def _trace(functions: ModelFunctions, shape: tuple[int, ...], settings: Settings
         return made.call(parameters, state, x[None] if batched else x)
 
     avals = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in initial.out_avals]
-    example = jax.ShapeDtypeStruct(shape, dtype)
-    jaxpr = _call_user(functions, shape, "be called", lambda: jax.make_jaxpr(forward)(avals, example))
+    jaxpr = _call_user(functions, shape, "be called", lambda: _forward_program(forward, avals, shape, dtype))
+    dtype = jaxpr.in_avals[-1].dtype
     if len(jaxpr.out_avals) != 1 or not jnp.issubdtype(jaxpr.out_avals[0].dtype, jnp.floating):
         raise InputError(
             f"model {functions.name}: expected one array of real numbers as output, got "
@@ -119,6 +119,19 @@ def _trace(functions: ModelFunctions, shape: tuple[int, ...], settings: Settings
     trains, rates = _training(made, settings)
     paths = [path for tree in (made.parameters, made.state) for path, _ in jax.tree.leaves_with_path(tree)]
     return _Traced(initial, jaxpr, tuple(map(_parameter_name, paths)), trains, rates)
+
+
+def _forward_program(forward: Any, avals: list[Any], shape: tuple[int, ...], dtype: Any) -> jex.ClosedJaxpr:
+    """The forward pass on float64 examples, in which its literals keep their digits, or on float32 ones.
+
+    Some loops do not take the former, where their state is float32.
+    """
+    try:
+        return jax.make_jaxpr(forward)(avals, jax.ShapeDtypeStruct(shape, dtype))
+    except TypeError:
+        if dtype != jnp.float64:
+            raise
+        return jax.make_jaxpr(forward)(avals, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 def _sample(aval: Any, spread: float) -> Any:

@@ -78,7 +78,7 @@ class Equation:
         return UnsupportedModelError(f"'{self.name}'", reason=reason, advice=advice, source=self.source)
 
 
-_INLINED = {
+INLINED = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -241,7 +241,7 @@ class Interpreter:
             boxes[whole].append((root, box))
 
     def _interpret(self, equation: Equation) -> Sequence[Value]:
-        if equation.name in _INLINED:
+        if equation.name in INLINED:
             drawn = mask(self, equation)
             return self._inline(equation) if drawn is None else [drawn]
         for operand in equation.operands:
@@ -270,7 +270,7 @@ class Interpreter:
             )
 
     def _inline(self, equation: Equation) -> Sequence[Value]:
-        inner = equation.parameters[_INLINED[equation.name]]
+        inner = equation.parameters[INLINED[equation.name]]
         closed = inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ())
         known = all(isinstance(operand, Known) for operand in equation.operands)
         if equation.name.startswith("custom") and not known:
