@@ -93,7 +93,7 @@ class LimitKernel(Kernel):
         arrays = [x for x in concrete if x is not None]
         double = (host and arrays[0].dtype.kind in "iub") or arrays[0].dtype == np.float64
         with jax.ensure_compile_time_eval(), jax.enable_x64(bool(double) or _x64_enabled()):
-            result = self._assembled(kind, arrays[0], arrays[1] if len(arrays) > 1 else None, progress)
+            result = self._estimated(kind, arrays[0], arrays[1] if len(arrays) > 1 else None, progress).value
             _check_result(result, 1 if kind == "both" else 0)
             return result if host else jnp.asarray(result)
 
@@ -139,15 +139,8 @@ class LimitKernel(Kernel):
             InputError, NonFiniteError, AccuracyError: as for the kernel itself.
         """
         _check_kind(kind)
-        arrays = [_concrete(x, name) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
-        _check_shapes(x1, x2)
-        if any(x is None for x in arrays):
-            raise InputError("estimate: needs concrete arrays, not tracers; take kernel(x1, x2) inside jit")
-        first, second = arrays[0], arrays[1] if len(arrays) > 1 else None
-        assert first is not None
-        self.graph(tuple(first.shape[1:]), _holds_integers(first))
-        double = first.dtype.kind in "iub" or first.dtype == np.float64
-        with jax.ensure_compile_time_eval(), jax.enable_x64(bool(double) or _x64_enabled()):
+        first, second, double = self._on_data("estimate", x1, x2)
+        with jax.ensure_compile_time_eval(), jax.enable_x64(double or _x64_enabled()):
             found = self._estimated(kind, first, second, None)
             _check_result(found.value, 1 if kind == "both" else 0)
         return found
@@ -161,27 +154,32 @@ class LimitKernel(Kernel):
         Raises:
             InputError, NonFiniteError, AccuracyError: as for the kernel itself.
         """
-        arrays = [_concrete(x, name) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
-        _check_shapes(x1, x2)
-        if any(x is None for x in arrays):
-            raise InputError("contributions: needs concrete arrays, not tracers; take kernel(x1, x2) inside jit")
-        first, second = arrays[0], arrays[1] if len(arrays) > 1 else None
-        assert first is not None
-        graph = self.graph(tuple(first.shape[1:]), _holds_integers(first))
+        first, second, double = self._on_data("contributions", x1, x2)
+        graph = self.graph()
         parts: dict[str, set[ParameterStatistics]] = {}
         for leaf in graph.leaves:
             for root in leaf.roots:
                 if root.rate:
                     parts.setdefault(root.origin.name, set()).add(root)
-        double = first.dtype.kind in "iub" or first.dtype == np.float64
-        with jax.ensure_compile_time_eval(), jax.enable_x64(bool(double) or _x64_enabled()):
+        with jax.ensure_compile_time_eval(), jax.enable_x64(double or _x64_enabled()):
             found = {
-                name: self._assembled("ntk", first, second, None, only=frozenset(roots))
+                name: self._estimated("ntk", first, second, None, only=frozenset(roots)).value
                 for name, roots in sorted(parts.items())
             }
             for result in found.values():
                 _check_result(result, 0)
         return found
+
+    def _on_data(self, method: str, x1: Inputs, x2: Inputs | None) -> tuple[np.ndarray, np.ndarray | None, bool]:
+        """Checked examples, the graph of their shape derived, and whether they are evaluated in float64."""
+        arrays = [_concrete(x, name) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
+        _check_shapes(x1, x2)
+        if any(x is None for x in arrays):
+            raise InputError(f"{method}: needs concrete arrays, not tracers; take kernel(x1, x2) inside jit")
+        first, second = arrays[0], arrays[1] if len(arrays) > 1 else None
+        assert first is not None
+        self.graph(tuple(first.shape[1:]), _holds_integers(first))
+        return first, second, first.dtype.kind in "iub" or first.dtype == np.float64
 
     def explain(self, format: str = "text") -> str:
         """The recursion that the kernel evaluates, layer by layer: `format` is "text" or "latex"."""
@@ -194,17 +192,6 @@ class LimitKernel(Kernel):
             )
         return summary(self.graph())
 
-    def _assembled(
-        self,
-        kind: Kind,
-        x1: np.ndarray,
-        x2: np.ndarray | None,
-        progress: Progress | None,
-        only: frozenset[ParameterStatistics] | None = None,
-    ) -> np.ndarray:
-        """The mean over replicates of the numerical rule; most kernels are exact, and need one."""
-        return self._estimated(kind, x1, x2, progress, only).value
-
     def _estimated(
         self,
         kind: Kind,
@@ -213,6 +200,7 @@ class LimitKernel(Kernel):
         progress: Progress | None,
         only: frozenset[ParameterStatistics] | None = None,
     ) -> Estimate:
+        """The mean over replicates of the numerical rule with its error; most kernels are exact, and need one."""
         rule = self._rule()
         if rule is None:
             value = self._replicate(kind, x1, x2, progress, only, 0)

@@ -239,6 +239,19 @@ def _over_positions(interpreter: Interpreter, equation: Equation, signal: Signal
     return Shaper(interpreter, equation.source).as_positions(signal, axis)[0]
 
 
+def windows(equation: Equation) -> list[tuple[int, Window]]:
+    """The axes along which a window slides, each with its window."""
+    p = equation.parameters
+    rank = len(equation.shape)
+    strides, padding = p["window_strides"] or (1,) * rank, p["padding"] or ((0, 0),) * rank
+    base, dilation = p["base_dilation"] or (1,) * rank, p["window_dilation"] or (1,) * rank
+    found = []
+    for axis, size in enumerate(p["window_dimensions"]):
+        low, high = padding[axis]
+        found.append((axis, Window(size, strides[axis], low, high, base[axis], dilation[axis])))
+    return [(axis, window) for axis, window in found if not window.is_trivial]
+
+
 @rule("reduce_window_sum")
 def windowed(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     """Sums over windows of positions: pooling."""
@@ -246,15 +259,7 @@ def windowed(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     if isinstance(operand, Known):
         return default(interpreter, equation)
     signal = as_signal(interpreter, equation, operand)
-    p = equation.parameters
-    rank = len(equation.shape)
-    strides, padding = p["window_strides"] or (1,) * rank, p["padding"] or ((0, 0),) * rank
-    base, dilation = p["base_dilation"] or (1,) * rank, p["window_dilation"] or (1,) * rank
-    for axis, size in enumerate(p["window_dimensions"]):
-        low, high = padding[axis]
-        window = Window(size, strides[axis], low, high, base[axis], dilation[axis])
-        if window.is_trivial:
-            continue
+    for axis, window in windows(equation):
         signal = map_axis(
             interpreter, equation, _over_positions(interpreter, equation, signal, axis), axis, window=window
         )

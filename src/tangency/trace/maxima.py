@@ -16,7 +16,7 @@ from . import known as kn
 from .align import as_signal
 from .interpreter import Equation, Interpreter, rule
 from .joint import LONGEST
-from .linear import without_axis
+from .linear import windows, without_axis
 from .rules import default
 from .shaping import Shaper
 from .values import ParameterView, Value
@@ -59,15 +59,7 @@ def pooled(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     )
     if signal is None:
         return default(interpreter, equation)
-    p = equation.parameters
-    rank = len(equation.shape)
-    strides, padding = p["window_strides"] or (1,) * rank, p["padding"] or ((0, 0),) * rank
-    base, dilation = p["base_dilation"] or (1,) * rank, p["window_dilation"] or (1,) * rank
-    for axis, size in enumerate(p["window_dimensions"]):
-        low, high = padding[axis]
-        window = Window(size, strides[axis], low, high, base[axis], dilation[axis])
-        if window.is_trivial:
-            continue
+    for axis, window in windows(equation):
         if window.base_dilation != 1:
             raise equation.refuse("it takes maxima over an array spread by zeros", "Use base_dilation=1")
         signal, space = _over_positions(interpreter, equation, signal, axis)
