@@ -33,25 +33,30 @@ def last_step(state):
 
 
 def readout(state, read):
+    if read == "all":
+        return state
     return state.pooled() if read == "mean" else last_step(state)
 
 
-@pytest.mark.parametrize("read", ["mean", "last"])
+@pytest.mark.parametrize("steps", [4, 8])
+@pytest.mark.parametrize("read", ["mean", "last", "all"])
 @pytest.mark.parametrize("activation", [Relu, Erf])
-def test_recurrent_network_unrolled(rng, activation, read):
-    x, y, s = sequences(rng, 4)
+def test_recurrent_network_unrolled(rng, activation, read, steps):
+    x, y, s = sequences(rng, steps)
     phi = jax.lax.erf if activation is Erf else jax.nn.relu
 
     def apply(p, x):
         h, states = jnp.zeros(WIDTH, x.dtype), []
-        for t in range(4):
+        for t in range(steps):
             h = phi(p["embed"] @ x[t] + p["u"] @ h + p["b"])
             states.append(h)
-        return p["last"] @ (sum(states) / 4 if read == "mean" else h)
+        if read == "all":
+            return jnp.stack([p["last"] @ h for h in states])
+        return p["last"] @ (sum(states) / steps if read == "mean" else h)
 
     s = recurrent(s.dense(1.0, 0.2), activation, 1.0)
     kernel = limit(network(apply, u=dense(WIDTH, WIDTH), b=Entries((WIDTH,), 0.2)))
-    check(kernel, x, y, readout(s, read).dense(1.0))
+    check(kernel, x, y, readout(s, read).dense(1.0), space=(steps,) if read == "all" else ())
 
 
 @pytest.mark.parametrize("read", ["mean", "last", "all"])
@@ -69,9 +74,8 @@ def test_recurrent_network_in_a_scan(rng, read):
         return p["last"] @ (states.mean(axis=0) if read == "mean" else h)
 
     s = recurrent(s.dense(1.0, 0.2), Erf, 1.0)
-    s = s if read == "all" else readout(s, read)
     kernel = limit(network(apply, u=dense(WIDTH, WIDTH), b=Entries((WIDTH,), 0.2)))
-    check(kernel, x, y, s.dense(1.0), space=(6,) if read == "all" else ())
+    check(kernel, x, y, readout(s, read).dense(1.0), space=(6,) if read == "all" else ())
 
 
 def test_residual_recurrence(rng):
@@ -248,3 +252,15 @@ def test_graph_network_with_a_segment_sum_over_edges(rng):
         s = (s.dense(1.0) + s.dense(1.0).linear(matrix)).act(Relu)
     kernel = limit(network(apply, **{name: dense(WIDTH, WIDTH) for name in "abcd"}))
     check(kernel, x, y, s.linear(np.ones((1, NODES))).dense(1.0))
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_bias_after_every_position_is_one_parameter(rng, outputs):
+    x, y, s = sequences(rng, 3)
+
+    def apply(p, x):
+        return jax.vmap(lambda entry: p["read"] @ jax.nn.relu(p["embed"] @ entry) + p["b"])(x)
+
+    readout = {"read": dense(outputs, WIDTH), "b": Entries((outputs,), 0.3)}
+    kernel = limit(network(apply, **readout))
+    check(kernel, x, y, s.dense(1.0).act(Relu).dense(1.0, 0.3), space=(3,))

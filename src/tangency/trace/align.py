@@ -65,7 +65,9 @@ def align(interpreter: Interpreter, equation: Equation, operands: Sequence[Value
                 values[i] = shaper.split_axis(value, axis, lengths)
     values = _spread_conflicts(shaper, values, pieces)
     layout = _common_layout(equation, values, pieces)
-    return Aligned(layout, tuple(_operand(interpreter, equation, shaper, v, layout, pieces) for v in values))
+    one_unit = layout.width == 1 and any(_has_units(value) for value in values)
+    shared = (interpreter, equation, shaper, layout, pieces, one_unit)
+    return Aligned(layout, tuple(_operand(value, *shared) for value in values))
 
 
 def _atom(value: Signal, axis: int, place: int) -> Atom | None:
@@ -154,18 +156,27 @@ def repeated(equation: Equation, name: str | None = None) -> UnsupportedModelErr
     )
 
 
+def _has_units(value: Value) -> bool:
+    """Whether it is a random signal of more than parameters: without a width, it is one unit at all positions."""
+    if not isinstance(value, Signal):
+        return False
+    factors = (f for segment in value.segments for term in segment.terms for f in term.factors)
+    return any(not isinstance(factor.leaf, ParameterLeaf) for factor in factors)
+
+
 def _operand(
+    value: Value,
     interpreter: Interpreter,
     equation: Equation,
     shaper: Shaper,
-    value: Value,
     layout: Layout,
     pieces: Sequence[tuple[int, ...]],
+    one_unit: bool,
 ) -> Parts:
     if isinstance(value, Known):
         return coefficient(value, layout, pieces)
     if isinstance(value, ParameterView):
-        return (_parameter_segment(interpreter, equation, value, layout, pieces),)
+        return (_parameter_segment(interpreter, equation, value, layout, pieces, one_unit),)
     assert isinstance(value, Signal)
     axes = [0] * len(value.layout.space)
     for axis, row in enumerate(value.layout.axes):
@@ -219,9 +230,10 @@ def _parameter_segment(
     view: ParameterView,
     layout: Layout,
     pieces: Sequence[tuple[int, ...]],
+    one_unit: bool,
 ) -> Segment:
     """Parameters used entry by entry: their mean, and a zero-mean leaf that is one wherever it is used."""
-    if not view.own_axes and prod(layout.shape) != 1:
+    if not view.own_axes and prod(layout.shape) != 1 and not one_unit:
         raise repeated(equation, view.parameter.name)
     positions: list[Space] = []
     tags: list[tuple[int, ...]] = []

@@ -34,6 +34,7 @@ from .custom_derivatives import check_custom_derivative
 from .joint import joint
 from .known import may_be_pending
 from .randomness import keys, mask
+from .reroll import rerolled
 from .source import source_line
 from .values import Opaque, ParameterView, Value
 
@@ -114,6 +115,25 @@ class Interpreter:
 
     def run(self, jaxpr: jex.ClosedJaxpr, arguments: Sequence[Value], source: str | None = None) -> list[Value]:
         """The values of the jaxpr's outputs."""
+        equations = _live(jaxpr.jaxpr)
+        together = rerolled(jaxpr, equations)
+        if together is not None:
+            before = dict(self.roles), len(self.averaged)
+            try:
+                return self._walk(together, _live(together.jaxpr), arguments, source)
+            except UnsupportedModelError:
+                # What cannot be seen as a recurrence is followed step by step.
+                self.roles = before[0]
+                del self.averaged[before[1] :]
+        return self._walk(jaxpr, equations, arguments, source)
+
+    def _walk(
+        self,
+        jaxpr: jex.ClosedJaxpr,
+        equations: Sequence[jex.JaxprEqn],
+        arguments: Sequence[Value],
+        source: str | None,
+    ) -> list[Value]:
         environment: dict[jex.Var, Value] = dict(zip(jaxpr.jaxpr.invars, arguments, strict=True))
         for variable, constant in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
             environment[variable] = constant_value(constant)
@@ -121,7 +141,7 @@ class Interpreter:
         def read(atom: Any) -> Value:
             return constant_value(atom.val) if isinstance(atom, jex.Literal) else environment[atom]
 
-        for equation in _live(jaxpr.jaxpr):
+        for equation in equations:
             where = source_line(equation) or source
             operands = tuple(read(atom) for atom in equation.invars)
             results = self._interpret(Equation(equation, operands, where))

@@ -43,7 +43,7 @@ class _Scan:
         first, second = p["num_consts"], p["num_consts"] + p["num_carry"]
         values = equation.operands
         parts = values[:first], values[first:second], values[second:]
-        return cls(p["jaxpr"], parts[0], parts[1], parts[2], p["length"], p["reverse"])
+        return cls(p["jaxpr"], parts[0], parts[1], parts[2], p["length"], p.get("reverse", False))
 
     def passed_on(self) -> list[bool]:
         """For each part of the state, whether every step hands it on as it is."""
@@ -57,6 +57,15 @@ def scan(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     loop = _Scan.of(equation)
     together = _at_once(interpreter, equation, loop)
     return _unrolled(interpreter, equation, loop) if together is None else together
+
+
+@rule("steps")
+def steps(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
+    """A loop that Python wrote out (see `reroll`), if it is a recurrence."""
+    together = _at_once(interpreter, equation, _Scan.of(equation))
+    if together is None:
+        raise equation.refuse("its steps are no plain recurrence", "Use lax.scan")
+    return together
 
 
 def _at_once(interpreter: Interpreter, equation: Equation, loop: _Scan) -> list[Value] | None:
