@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import models as models
     from .dynamics import gaussian_process as gaussian_process
     from .dynamics import kernel_flow as kernel_flow
+    from .empirical import empirical as empirical
     from .estimators import NTKClassifier as NTKClassifier
     from .estimators import NTKRegressor as NTKRegressor
     from .gram import gram as gram
@@ -26,6 +27,7 @@ _HOMES = {
     "NTKClassifier": "estimators",
     "NTKRegressor": "estimators",
     "QuasiMonteCarlo": "graph.sampling",
+    "empirical": "empirical",
     "gaussian_process": "dynamics",
     "gram": "gram",
     "kernel_flow": "dynamics",

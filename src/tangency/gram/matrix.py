@@ -8,9 +8,9 @@ from jaxtyping import Float
 
 from ..errors import InputError, NonFiniteError
 from ..kernels.base import Kernel
+from ..memory import available_memory, require
 from ..types import Inputs, Kind, Progress
 from .arguments import check_examples, check_same_examples
-from .memory import available_memory, require
 
 _FLOAT64 = 8
 

@@ -52,10 +52,13 @@ def _where(printer: Printer) -> list[str]:
     return lines
 
 
-def explain(graph: Graph, format: str) -> str:
-    """The recursion for K and Θ, leaf by leaf, as "text" or as "latex"."""
+def check_format(format: str) -> None:
     if format not in ("text", "latex"):
         raise InputError(f"format: expected 'text' or 'latex', got {format!r}")
+
+
+def explain(graph: Graph, format: str) -> str:
+    """The recursion for K and Θ, leaf by leaf, as "text" or as "latex"."""
     latex = format == "latex"
     writer = _Writer(Printer(graph, latex=latex))
     lines = []

@@ -21,7 +21,7 @@ from ..trace.derive import Settings
 from ..trace.model import ModelFunctions
 from ..types import Array, Inputs, Kind, Progress
 from .estimate import Estimate, averaged
-from .explain import explain, summary
+from .explain import check_format, explain, summary
 from .orders import required_order
 from .recursion import Recursion
 from .survey import survey
@@ -183,6 +183,7 @@ class LimitKernel(Kernel):
 
     def explain(self, format: str = "text") -> str:
         """The recursion that the kernel evaluates, layer by layer: `format` is "text" or "latex"."""
+        check_format(format)
         return explain(self.graph(), format)
 
     def __str__(self) -> str:

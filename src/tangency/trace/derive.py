@@ -118,7 +118,7 @@ def _trace(functions: ModelFunctions, shape: tuple[int, ...], settings: Settings
             )
     trains, rates = _training(made, settings)
     paths = [path for tree in (made.parameters, made.state) for path, _ in jax.tree.leaves_with_path(tree)]
-    return _Traced(initial, jaxpr, tuple(map(_parameter_name, paths)), trains, rates)
+    return _Traced(initial, jaxpr, tuple(map(parameter_name, paths)), trains, rates)
 
 
 def _forward_program(forward: Any, avals: list[Any], shape: tuple[int, ...], dtype: Any) -> jex.ClosedJaxpr:
@@ -170,7 +170,7 @@ def _call_user(functions: ModelFunctions, shape: tuple[int, ...], what: str, run
         ) from error
 
 
-def _parameter_name(path: Any) -> str:
+def parameter_name(path: Any) -> str:
     parts = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
     return ".".join(part.strip(".[]'\"") for part in parts) or "parameters"
 

@@ -53,7 +53,7 @@ def open_model(model: Model, batched: bool | None, training: bool = False) -> Mo
             raise InputError("model: a pair must be (init, apply), two functions; see tangency.limit")
         init, apply = model
         return ModelFunctions(_pair(init, apply), bool(batched), _name(apply))
-    if isinstance(model, eqx.Module) or _is_nnx(model):
+    if isinstance(model, eqx.Module) or is_nnx(model):
         raise InputError(
             f"model: got a network that is already initialised ({type(model).__name__}); the limit is that of a random "
             "one, so pass a function of a key, such as lambda key: MyNetwork(..., key=key)"
@@ -67,7 +67,7 @@ def open_model(model: Model, batched: bool | None, training: bool = False) -> Mo
         network = model(key)
         if isinstance(network, eqx.Module):
             return _equinox(network, training)
-        if _is_nnx(network):
+        if is_nnx(network):
             return _nnx(network, training)
         raise InputError(
             f"model: the function returned {type(network).__name__}; expected an equinox.Module or a flax.nnx.Module "
@@ -101,7 +101,7 @@ def _equinox(network: eqx.Module, training: bool) -> Initialised:
     return Initialised(arrays, trains, (jax.random.key(0),) if keyed else (), call, still)
 
 
-def _is_nnx(network: Any) -> bool:
+def is_nnx(network: Any) -> bool:
     nnx = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(network, nnx.Module)
 

@@ -19,6 +19,7 @@ from jax.extend import core as jex
 
 from ..errors import UnsupportedModelError
 from .custom_derivatives import check_custom_derivative
+from .equations import function_of, taken
 from .source import source_line
 
 SHORTEST = 6
@@ -72,7 +73,7 @@ def _may_repeat(equations: Sequence[jex.JaxprEqn]) -> bool:
     uses: dict[Any, int] = {}
     for equation in equations:
         if equation.primitive.name in ("dot_general", "conv_general_dilated", "jit", "custom_jvp_call"):
-            for atom in _taken(equation):
+            for atom in taken(equation):
                 uses[atom] = uses.get(atom, 0) + 1
     return max(uses.values(), default=0) >= SHORTEST
 
@@ -110,7 +111,7 @@ class _Search:
         self.made = {v: (g, o) for g, e in enumerate(equations) for o, v in enumerate(e.outvars)}
         self.users: dict[jex.Var, list[int]] = {}
         for g, equation in enumerate(equations):
-            for atom in _taken(equation):
+            for atom in taken(equation):
                 self.users.setdefault(atom, []).append(g)
         for atom in outputs:
             if isinstance(atom, jex.Var):
@@ -150,7 +151,7 @@ class _Search:
         for i in range(period):
             column = [self._at(block, k, i) for k in range(count)]
             if len({id(e.params) for e in column}) > 1 and column[0].primitive.name == "slice":
-                sources = {v for e in column for v in _taken(e)}
+                sources = {v for e in column for v in taken(e)}
                 if len({_cut(e) for e in column}) > 1:
                     outer = all(self.made.get(v, (-1, 0))[0] < start for v in sources)
                     if len(sources) > 1 or not outer or _slices(column) is None:
@@ -304,7 +305,7 @@ class _Rewritten:
             results = self._gathered(equation)
             if results is None:
                 variables = _variables([equation])
-                results = _sub_program([equation], variables, equation.outvars)(*map(self._read, variables))
+                results = function_of([equation], variables, equation.outvars)(*map(self._read, variables))
             self.values.update(zip(equation.outvars, results, strict=True))
             if _takes_apart(equation):
                 self.stacks[g] = _apart(equation, self._read(equation.invars[0]))
@@ -344,7 +345,7 @@ class _Rewritten:
             state = [self.equations[block.start + i].outvars[o] for i, o in carried]
             variables = [*block.shared, *state, *(v[1] for v in block.varying)]
             made = [template[i].outvars[o] for i, o in (*carried, *wanted)]
-            results = self._run(block, _sub_program(equations, variables, made), len(carried), inputs)
+            results = self._run(block, function_of(equations, variables, made), len(carried), inputs)
         for (i, o), final in zip(carried, results, strict=False):
             self.values[self.equations[block.stop - block.period + i].outvars[o]] = final
         stacked = dict(zip(wanted, results[len(carried) :], strict=True))
@@ -486,19 +487,7 @@ def _consecutive(lanes: Sequence[tuple[Any, int] | None]) -> tuple[Any, int, int
     return (lanes[0][0], numbers[0], numbers[-1]) if lanes[0] and moves in ({1}, {-1}) else None
 
 
-def _taken(equation: jex.JaxprEqn) -> list[jex.Var]:
-    return [atom for atom in equation.invars if isinstance(atom, jex.Var)]
-
-
 def _variables(equations: Sequence[jex.JaxprEqn]) -> list[jex.Var]:
     """What the equations take from outside."""
     made = {v for e in equations for v in e.outvars}
-    return list(dict.fromkeys(v for e in equations for v in _taken(e) if v not in made))
-
-
-def _sub_program(equations: Sequence[jex.JaxprEqn], inputs: Sequence[jex.Var], outputs: Sequence[jex.Var]) -> Any:
-    """Some equations as a function."""
-    effects = frozenset().union(*(e.effects for e in equations))
-    debug = jax.make_jaxpr(lambda: ())().jaxpr.debug_info._replace(arg_names=None, result_paths=None)
-    jaxpr = jex.Jaxpr((), list(inputs), list(outputs), list(equations), effects, debug)
-    return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
+    return list(dict.fromkeys(v for e in equations for v in taken(e) if v not in made))

@@ -4,7 +4,7 @@ import os
 from math import isqrt
 from pathlib import Path
 
-from ..errors import InputError, MemoryLimitError
+from .errors import InputError, MemoryLimitError
 
 _FLOAT64 = 8
 _GIB = 2**30

@@ -1,0 +1,141 @@
+"""Gradients of a network's outputs for a set of examples, and the NTK of two sets from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .contraction import Pairing, Part, by_positions, of_gradients, parts, whole_gradients
+from .program import Program
+from .sites import Site
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradients of k functionals of the output for n examples, per parameter: at its sites, or whole."""
+
+    parts: dict[int, list[Part]]
+    whole: dict[int, Any]
+
+
+def output_vector(outputs: Sequence[Any]) -> Any:
+    """All outputs of one example as one real vector; imaginary parts, if any, follow all real parts."""
+    flat = jnp.concatenate([jnp.ravel(value) for value in outputs])
+    return jnp.concatenate([flat.real, flat.imag]) if jnp.iscomplexobj(flat) else flat
+
+
+def gradients(program: Program, parameters: Sequence[Any], rest: Sequence[Any], x: Any, functionals: Any) -> Gradients:
+    """Gradients of `functionals` [k, o] of the outputs at examples x, [n, ...]."""
+    direct = [k for k in range(program.leaves) if k not in program.structured]
+    zeros = [jnp.zeros(site.probe, site.dtype) for site in program.sites]
+
+    def one(example: Any) -> tuple[Any, Any, Any]:
+        def forward(values: Sequence[Any], probes: Sequence[Any]) -> tuple[Any, Any]:
+            own = list(parameters)
+            for k, value in zip(direct, values, strict=True):
+                own[k] = value
+            outputs, signals = program(own, [*rest, example], probes)
+            return output_vector(outputs), signals
+
+        output, back, signals = jax.vjp(forward, [parameters[k] for k in direct], zeros, has_aux=True)
+        whole, cotangents = jax.vmap(back)(functionals.astype(output.dtype))
+        arranged = [site.arranged_signal(a) for site, a in zip(program.sites, signals, strict=True)]
+        turned = [jax.vmap(site.arranged_cotangent)(g) for site, g in zip(program.sites, cotangents, strict=True)]
+        return whole, arranged, turned
+
+    whole, signals, cotangents = jax.vmap(one)(x)
+    found: dict[int, list[Part]] = {}
+    for leaf in sorted(program.structured):
+        places = [k for k, site in enumerate(program.sites) if site.leaf == leaf]
+        dtype = parameters[leaf].dtype
+        found[leaf] = parts(
+            [program.sites[k] for k in places],
+            [_in(signals[k], dtype) for k in places],
+            [_in(cotangents[k], dtype) for k in places],
+        )
+    return Gradients(found, dict(zip(direct, whole, strict=True)))
+
+
+def _in(array: Any, dtype: Any) -> Any:
+    """Sums over positions and parameters are taken in the parameters' own precision."""
+    return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+def contributions(
+    program: Program,
+    rates: Sequence[Any],
+    left: Gradients,
+    right: Gradients,
+    pairing: Pairing,
+    always_by_positions: bool = False,
+) -> dict[int, Any]:
+    """The part of the NTK that each parameter contributes, in the cheaper way."""
+    same = left is right
+    found: dict[int, Any] = {}
+    for leaf, own in left.parts.items():
+        other = right.parts[leaf]
+        n, m = own[0].signal.shape[0], other[0].signal.shape[0]
+        sites = [site for site in program.sites if site.leaf == leaf]
+        if always_by_positions or cost(sites, n, m, own[0].cotangent.shape[1], pairing, same).positions_first:
+            found[leaf] = rates[leaf] * by_positions(own, other, pairing)
+        else:
+            shape = sites[0].sizes[2:]
+            first = whole_gradients(own, shape)
+            second = first if same else whole_gradients(other, shape)
+            found[leaf] = rates[leaf] * of_gradients(first, second, pairing)
+    for leaf, own in left.whole.items():
+        rate = rates[leaf]
+        weighted = own * jnp.asarray(rate, own.dtype)
+        found[leaf] = of_gradients(weighted, right.whole[leaf], pairing)
+    return found
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiplications and numbers held, for products over pairs of positions and for whole gradients."""
+
+    positions: float
+    positions_held: float
+    whole: float
+    whole_held: float
+
+    @property
+    def positions_first(self) -> bool:
+        return self.positions <= self.whole
+
+
+def cost(sites: Sequence[Site], n: int, m: int, k: int, pairing: Pairing, same: bool) -> Cost:
+    """Of contracting the gradients at `sites` of one parameter, k functionals for n and for m examples."""
+    b, _, i, j = sites[0].sizes
+    steps = sum(site.sizes[1] for site in sites)
+    pairs = k * k if pairing == "all" else k
+    blocks = n * m * steps * steps * b
+    inner = 0 if any(site.is_lookup for site in sites) else i
+    # Without positions, products over all outputs need not be held for each parameter entry.
+    positions = blocks * (inner + pairs * j)
+    positions_held = blocks * (1 + (pairs if pairing != "sum" else 1)) if steps > 1 else n * m * b * (1 + pairs)
+    sides = n if same else n + m
+    forming = sides * k * b * steps * (j if any(site.is_lookup for site in sites) else i * j)
+    return Cost(positions, positions_held, forming + n * m * pairs * b * i * j, sides * k * b * i * j)
+
+
+def held(program: Program, parameters: Sequence[Any], n: int, m: int, k: int, pairing: Pairing, same: bool) -> float:
+    """About how many numbers are held at once for a block of n × m examples and k functionals."""
+    sides = n if same else n + m
+    total = 0.0
+    for site in program.sites:
+        total += sides * (prod(site.signal_shape) + 2 * k * prod(site.probe))
+    for leaf, array in enumerate(parameters):
+        if leaf not in program.structured:
+            total += sides * k * array.size
+    most = 0.0
+    for leaf in program.structured:
+        own = [site for site in program.sites if site.leaf == leaf]
+        found = cost(own, n, m, k, pairing, same)
+        most = max(most, found.positions_held if found.positions_first else found.whole_held)
+    return total + most

@@ -1,0 +1,352 @@
+"""The NTK of a finite network at its current parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil, prod
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import InputError, MemoryLimitError, NonFiniteError
+from ..kernels.base import Kernel
+from ..memory import available_memory
+from ..types import Array, Inputs, Kind, Progress
+from .contraction import Pairing
+from .gradients import contributions, cost, gradients, held
+from .model import Network
+from .products import products
+from .program import Program, opened
+
+Method: TypeAlias = Literal["auto", "structured", "jacobian", "products"]
+METHODS = ("auto", "structured", "jacobian", "products")
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The network on examples of one shape and precision."""
+
+    program: Program
+    parameters: tuple[Any, ...]
+    rest: tuple[Any, ...]
+    rates: tuple[Any, ...]
+    sizes: tuple[int, ...]
+    """Lengths of the flat outputs, one for each array of the output."""
+    complex_outputs: bool
+
+    @property
+    def outputs(self) -> int:
+        return sum(self.sizes)
+
+
+class EmpiricalKernel(Kernel):
+    """What `tangency.empirical` returns: Θ(x, x') = Σ_p η_p ∂F_p(x) ⊗ ∂F_p(x') of a network at its parameters.
+
+    `kernel(x1, x2=None)` is `[n, m]`, `[n, m, o]` or `[n, m, o, o]` as `outputs` says; several output axes, or several
+    arrays, are flattened to one axis o in the order of `jax.tree.leaves`.
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("ntk",)
+
+    def __init__(self, network: Callable[[Any], Network], outputs: Any, method: Method, memory: int | None):
+        self._network = network
+        self._outputs = outputs
+        self._method = method
+        self._memory = memory
+        self._traced: dict[Any, Traced] = {}
+        self._blocks: dict[Any, Any] = {}
+        self._last: tuple[Traced, int, int, int] | None = None
+
+    def evaluate(self, kind: Kind, x1: Inputs, x2: Inputs | None = None, *, progress: Progress | None = None) -> Array:
+        """The NTK, `[n, m]`, `[n, m, o]` or `[n, m, o, o]`; `kind` must be "ntk".
+
+        Raises:
+            InputError: shapes or dtypes of the inputs do not fit the network.
+            MemoryLimitError: one example and one output already need more than `memory`.
+            NonFiniteError: NaN or infinity in the result, with the first pair of examples.
+        """
+        if kind != "ntk":
+            raise InputError(f"kind: a finite network has an NTK only, got {kind!r}; kernel(x1, x2) is the NTK")
+        return self._total(x1, x2, progress, None)
+
+    def layers(self, x1: Inputs, x2: Inputs | None = None) -> dict[str, Array]:
+        """The part of Θ that each parameter contributes, by the parameter's name; their sum is `kernel(x1, x2)`."""
+        names = self._opened(x1).names
+        return {name: self._total(x1, x2, None, leaf) for leaf, name in enumerate(names)}
+
+    def diagonal(self, kind: Kind, x: Inputs) -> Array:
+        """Θ(x_i, x_i), `[n]`, `[n, o]` or `[n, o, o]`, without forming the matrix."""
+        if kind != "ntk":
+            raise InputError(f"kind: a finite network has an NTK only, got {kind!r}")
+        rows = [np.asarray(self._total(x[i : i + 1], None, None, None))[0, 0] for i in range(len(x))]
+        return jnp.asarray(np.stack(rows)) if isinstance(x, jax.Array) else np.stack(rows)
+
+    def __str__(self) -> str:
+        if self._last is None:
+            return "finite-width NTK: not traced yet (call it on data)"
+        traced, n, m, k = self._last
+        names = self._opened(None).names
+        lines = [f"finite-width NTK of {self._opened(None).name}, {traced.outputs} outputs; {n} × {m} examples a block"]
+        if self._method == "products":
+            return "\n".join([*lines, "  all parameters: NTK-vector products"])
+        width = max(map(len, names))
+        for leaf, name in enumerate(names):
+            shape = "×".join(map(str, traced.parameters[leaf].shape)) or "1"
+            lines.append(f"  {name:{width}}  {shape:>12}  {self._way(traced, leaf, n, m, k)}")
+        return "\n".join(lines)
+
+    def _way(self, traced: Traced, leaf: int, n: int, m: int, k: int) -> str:
+        program = traced.program
+        if leaf not in program.structured:
+            return f"Jacobian, {k * traced.parameters[leaf].size:.3g} numbers an example"
+        sites = [site for site in program.sites if site.leaf == leaf]
+        found = cost(sites, n, m, k, self._pairing(), n == m)
+        uses = f"{len(sites)} use{'s' if len(sites) > 1 else ''}"
+        if found.positions_first or self._method == "structured":
+            return f"products of signals and of cotangents ({uses}), {found.positions:.3g} multiplications"
+        return f"gradients from signals and cotangents ({uses}), {found.whole:.3g} multiplications"
+
+    def _pairing(self) -> Pairing:
+        if isinstance(self._outputs, str):
+            return {"mean": "sum", "diagonal": "each", "full": "all"}[self._outputs]  # pyright: ignore[reportReturnType]
+        return "all"
+
+    def _opened(self, x: Any) -> Network:
+        return self._network(None if x is None else x[0])
+
+    def traced(self, x: Any) -> Traced:
+        """The network's program for examples like x, at the precision of x and of the parameters."""
+        network = self._opened(x)
+        double = x.dtype == np.float64
+        wide = {"float32": "float64", "complex64": "complex128"}
+
+        def cast(array: Any) -> Any:
+            kind = str(getattr(array, "dtype", None))
+            return array.astype(wide[kind]) if double and kind in wide else array
+
+        key = (x.shape[1:], str(x.dtype), jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+        if key not in self._traced:
+            parameters = tuple(jnp.asarray(cast(array)) for array in network.parameters)
+            state = jax.tree.map(cast, network.state)
+            rest, structure = jax.tree.flatten(state)
+            shapes: list[Any] = []
+
+            def flat(values: Sequence[Any], rest: Sequence[Any], example: Any) -> list[Any]:
+                outputs = jax.tree.leaves(network.call(values, jax.tree.unflatten(structure, rest), example))
+                shapes[:] = [(value.shape, jnp.result_type(value)) for value in outputs]
+                return [jnp.asarray(value) for value in outputs]
+
+            try:
+                with jax.default_matmul_precision("highest"):
+                    jaxpr = jax.make_jaxpr(flat)(list(parameters), rest, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+            except Exception as error:
+                first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+                raise InputError(
+                    f"model {network.name}: could not be called on an example of shape {tuple(x.shape[1:])}: "
+                    f"{type(error).__name__}: {first}"
+                ) from error
+            if not shapes or any(not jnp.issubdtype(dtype, jnp.inexact) for _, dtype in shapes):
+                raise InputError(f"model {network.name}: its outputs must be arrays of real or complex numbers")
+            allowed = (
+                frozenset()
+                if self._method == "jacobian"
+                else frozenset(k for k, rate in enumerate(network.rates) if not np.shape(rate))
+            )
+            program = opened(jaxpr, len(parameters), allowed)
+            sizes = tuple(prod(shape) for shape, _ in shapes)
+            is_complex = any(jnp.issubdtype(dtype, jnp.complexfloating) for _, dtype in shapes)
+            self._traced[key] = Traced(program, parameters, tuple(rest), network.rates, sizes, is_complex)
+        return self._traced[key]
+
+    def functionals(self, traced: Traced) -> np.ndarray:
+        """The linear functionals of the real output vector whose gradients are needed, one in each row."""
+        o = traced.outputs
+        chosen = self._outputs
+        if isinstance(chosen, str):
+            return np.eye(2 * o if traced.complex_outputs else o)
+        if traced.complex_outputs:
+            raise InputError(
+                'outputs: functionals of complex outputs are not defined; use "mean", "diagonal" or "full"'
+            )
+        if isinstance(chosen, int):
+            if not -o <= chosen < o:
+                raise InputError(f"outputs: there is no output {chosen}; the network has {o}")
+            return np.eye(o)[[chosen]]
+        rows = np.atleast_2d(np.asarray(chosen, dtype=np.float64))
+        if rows.ndim != 2 or rows.shape[1] != o:
+            raise InputError(f"outputs: expected functionals of {o} outputs, [{o}] or [k, {o}], got {np.shape(chosen)}")
+        return rows
+
+    def _total(self, x1: Any, x2: Any, progress: Progress | None, leaf: int | None) -> Any:
+        host = not isinstance(x1, jax.Array) and not isinstance(x2, jax.Array)
+        arrays = [_examples(x, name) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
+        if len(arrays) == 2 and arrays[0].shape[1:] != arrays[1].shape[1:]:
+            raise InputError(f"an example of x1 has shape {arrays[0].shape[1:]}, one of x2 {arrays[1].shape[1:]}")
+        double = arrays[0].dtype == np.float64
+        with jax.enable_x64(bool(double or jax.config.jax_enable_x64)):  # pyright: ignore[reportAttributeAccessIssue]
+            traced = self.traced(arrays[0])
+            rows = self.functionals(traced)
+            first, second = arrays[0], arrays[1] if len(arrays) > 1 else None
+            if traced.complex_outputs:
+                result = self._complex(traced, rows, first, second, progress, leaf)
+            else:
+                result = self._assembled(traced, rows, rows, first, second, progress, leaf)
+            if self._outputs == "mean":
+                result = result / traced.outputs
+            elif isinstance(self._outputs, int) or (not isinstance(self._outputs, str) and np.ndim(self._outputs) == 1):
+                result = result[..., 0, 0]
+            _check_finite(result)
+            return result if host else jnp.asarray(result)
+
+    def _complex(self, traced: Traced, rows: Any, x1: Any, x2: Any, progress: Any, leaf: int | None) -> Any:
+        """Σ_p ∂F_p ⊗ conj(∂F'_p) from the products of real and imaginary parts."""
+        o = traced.outputs
+        turned = np.concatenate([-rows[o:], rows[:o]])
+        other = x1 if x2 is None else x2
+        real = self._assembled(traced, rows, rows, x1, other, progress, leaf)
+        imaginary = self._assembled(traced, rows, turned, x1, other, progress, leaf)
+        if self._pairing() == "all":
+            real = real[..., :o, :o] + real[..., o:, o:]
+            imaginary = imaginary[..., :o, :o] + imaginary[..., o:, o:]
+        elif self._pairing() == "each":
+            real, imaginary = (a[..., :o] + a[..., o:] for a in (real, imaginary))
+        return real - 1j * imaginary
+
+    def _assembled(
+        self, traced: Traced, rows1: Any, rows2: Any, x1: Any, x2: Any, progress: Progress | None, leaf: int | None
+    ) -> np.ndarray:
+        """All blocks of examples and of functionals, within the memory there is."""
+        pairing, k = self._pairing(), len(rows1)
+        n, m = len(x1), len(x1 if x2 is None else x2)
+        block, chunk = self._sizes(traced, x1, n, m, k, x2 is None)
+        self._last = traced, min(n, block), min(m, block), chunk
+        cuts1, cuts2, outs = _cuts(n, block), _cuts(m, block), _cuts(k, chunk)
+        shape = {"sum": (), "each": (k,), "all": (k, k)}[pairing]
+        result: Any = None
+        jobs = [(i, j) for i in cuts1 for j in cuts2 if x2 is not None or j >= i]
+        for done, (i, j) in enumerate(jobs):
+            left, right = x1[slice(*i)], None if x2 is None and i == j else (x1 if x2 is None else x2)[slice(*j)]
+            for c in outs:
+                for d in outs if pairing == "all" else [c]:
+                    mirrored = right is None and c == d and rows1 is rows2
+                    call = self._block(traced, pairing, leaf, mirrored)
+                    own = left if right is None and not mirrored else right
+                    part = np.asarray(call(left, own, rows1[slice(*c)], rows2[slice(*d)]))
+                    if result is None:
+                        result = np.zeros((n, m, *shape), part.dtype)
+                    place: tuple[Any, ...] = (slice(*i), slice(*j))
+                    if pairing == "sum":
+                        result[place] += part
+                    else:
+                        result[(*place, slice(*c), slice(*d)) if pairing == "all" else (*place, slice(*c))] = part
+            if progress is not None:
+                progress(done + 1, len(jobs))
+        return _mirrored(result, pairing) if x2 is None else result
+
+    def _block(self, traced: Traced, pairing: Pairing, leaf: int | None, mirrored: bool) -> Any:
+        """The compiled NTK of two blocks of examples; of one with itself if `mirrored`."""
+        key = (id(traced), pairing, leaf, mirrored)
+        if key not in self._blocks:
+            program, rates = traced.program, traced.rates
+
+            def block(parameters: Any, rest: Any, x1: Any, x2: Any, rows1: Any, rows2: Any) -> Any:
+                if self._method == "products":
+                    own = [rate if leaf in (None, k) else 0.0 * np.asarray(rate) for k, rate in enumerate(rates)]
+                    return products(program, own, parameters, rest, x1, x1 if mirrored else x2, rows1, rows2, pairing)
+                left = gradients(program, parameters, rest, x1, rows1)
+                right = left if mirrored else gradients(program, parameters, rest, x2, rows2)
+                found = contributions(program, rates, left, right, pairing, self._method == "structured")
+                return sum(found.values()) if leaf is None else found[leaf]
+
+            self._blocks[key] = jax.jit(block)
+        compiled = self._blocks[key]
+        return lambda x1, x2, rows1, rows2: compiled(traced.parameters, traced.rest, x1, x2, rows1, rows2)
+
+    def _sizes(self, traced: Traced, x: Any, n: int, m: int, k: int, same: bool) -> tuple[int, int]:
+        """Examples and functionals at once: as many as fit."""
+        limit = self._memory if self._memory is not None else available_memory()
+        pairing = self._pairing()
+        block, chunk = max(n, m), k
+        word = np.dtype(traced.parameters[0].dtype).itemsize
+        if limit is None:
+            return block, chunk
+        forward = _intermediates(traced)
+
+        def needed(block: int, chunk: int) -> float:
+            a, b = min(n, block), min(m, block)
+            symmetric = same and block >= n
+            sides = a if symmetric else a + b
+            numbers = held(traced.program, traced.parameters, a, b, chunk, pairing, symmetric)
+            return word * (numbers + sides * forward * (1 + chunk / 2))
+
+        shape = {"sum": 1, "each": k, "all": k * k}[pairing]
+        fixed = word * (n * m * shape + sum(array.size for array in traced.parameters))
+        budget = 0.8 * limit - fixed
+        while needed(block, chunk) > budget:
+            if block > 16 or (chunk == 1 and block > 1):
+                block = ceil(max(n, m) / (ceil(max(n, m) / block) + 1)) if block <= 64 else ceil(block / 2)
+            elif chunk > 1:
+                chunk = ceil(chunk / 2)
+            else:
+                raise MemoryLimitError(
+                    f"the NTK of {n} × {m} examples and {k} outputs needs {(fixed + needed(1, 1)) / _GIB:.3g} GiB even "
+                    f"for one pair and one output at a time, but {limit / _GIB:.3g} GiB may be used; use fewer "
+                    'examples at once, outputs="mean" or float32'
+                )
+        return block, chunk
+
+
+def _intermediates(traced: Traced) -> float:
+    """How many numbers all equations of the network make for one example, loops included."""
+
+    def count(jaxpr: Any) -> float:
+        total = 0.0
+        for equation in jaxpr.eqns:
+            inner = [v for v in equation.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
+            times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+            total += times * sum(count(getattr(v, "jaxpr", v)) for v in inner)
+            total += sum(prod(getattr(variable.aval, "shape", ())) for variable in equation.outvars)
+        return total
+
+    return count(traced.program.jaxpr.jaxpr)
+
+
+def _examples(x: Any, name: str) -> Any:
+    array = x if isinstance(x, jax.Array) else np.asarray(x)
+    if array.ndim < 1 or array.size == 0:
+        raise InputError(f"{name}: expected examples along the first axis, got shape {array.shape}")
+    if array.dtype.kind not in "fciub" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise InputError(f"{name}: expected numbers, got dtype {array.dtype}")
+    return array
+
+
+def _cuts(length: int, step: int) -> list[tuple[int, int]]:
+    """As even parts as possible of at most `step`."""
+    count = ceil(length / step)
+    edges = [round(i * length / count) for i in range(count + 1)]
+    return list(pairwise(edges))
+
+
+def _mirrored(result: np.ndarray, pairing: Pairing) -> np.ndarray:
+    """Exactly symmetric, from the blocks on and above the diagonal."""
+    n = len(result)
+    upper = np.triu(np.ones((n, n), bool))
+    swapped = np.transpose(result, (1, 0, 3, 2) if pairing == "all" else (1, 0, *range(2, result.ndim)))
+    if pairing == "all":
+        i = np.arange(n)
+        square = result[i, i]
+        result[i, i] = (square + np.swapaxes(square, -1, -2)) / 2
+    return np.where(upper.reshape(n, n, *(1,) * (result.ndim - 2)), result, swapped)
+
+
+def _check_finite(result: np.ndarray) -> None:
+    if not np.isfinite(result).all():
+        i, j = np.argwhere(~np.isfinite(result))[0][:2]
+        raise NonFiniteError(
+            f"the NTK of x1[{i}] and x2[{j}] is not finite: the network's gradient overflows or is NaN there"
+        )

@@ -1,0 +1,203 @@
+"""The user's network on one example, as a program that shows where each parameter meets a signal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+
+from ..trace.equations import function_of
+from .sites import Site, in_loop, rearranged, site_of
+from .views import View, whole
+
+_INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr"}
+
+
+@dataclass(frozen=True)
+class Program:
+    """`jaxpr` of (parameters, state, example) → outputs, flat; `sites` are the uses of the `structured` leaves.
+
+    All other leaves are differentiated as they are.
+    """
+
+    jaxpr: jex.ClosedJaxpr
+    leaves: int
+    sites: tuple[Site, ...]
+    structured: frozenset[int]
+
+    def __call__(
+        self, parameters: Sequence[Any], rest: Sequence[Any], probes: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """The outputs with zero `probes` added where a signal has met a parameter, and the signals there."""
+        run = _Run(self.structured, list(probes))
+        return run.outputs(self.jaxpr, self.leaves, [*parameters, *rest]), run.signals
+
+    def plain(self, values: Sequence[Any]) -> list[Any]:
+        """The outputs alone, of (parameters, state, example)."""
+        return jex.jaxpr_as_fun(self.jaxpr)(*values)
+
+
+def opened(jaxpr: jex.ClosedJaxpr, leaves: int, allowed: frozenset[int]) -> Program:
+    """Find the sites of those of the first `leaves` arguments, `allowed`, that meet signals by known rules only."""
+    structured = allowed
+    while True:
+        run = _dry(jaxpr, leaves, structured)
+        refused = run.taken | _incompatible(run.sites)
+        if not refused & structured:
+            break
+        structured = structured - refused
+    used = frozenset(site.leaf for site in run.sites)
+    return Program(jaxpr, leaves, tuple(run.sites), structured & used)
+
+
+def _dry(jaxpr: jex.ClosedJaxpr, leaves: int, structured: frozenset[int]) -> _Run:
+    run = _Run(structured, None)
+    jax.eval_shape(lambda *values: run.outputs(jaxpr, leaves, values), *jaxpr.in_avals)
+    return run
+
+
+def _incompatible(sites: Sequence[Site]) -> frozenset[int]:
+    """Leaves whose sites cut them in different ways, so that products between sites have no simple form."""
+    cuts: dict[int, set[Any]] = {}
+    for site in sites:
+        ways = frozenset((site.inner, site.outer)), site.batch
+        cuts.setdefault(site.leaf, set()).add(ways)
+    return frozenset(leaf for leaf, found in cuts.items() if len(found) > 1)
+
+
+class _Run:
+    """One pass over the program. With `probes=None` nothing is added, sites are only found."""
+
+    def __init__(self, structured: frozenset[int], probes: list[Any] | None):
+        self.structured = structured
+        self.probes = probes
+        self.sites: list[Site] = []
+        self.signals: list[Any] = []
+        self.taken: frozenset[int] = frozenset()
+        """Leaves that were needed as they are."""
+
+    def outputs(self, jaxpr: jex.ClosedJaxpr, leaves: int, values: Sequence[Any]) -> list[Any]:
+        arguments = [
+            whole(k, value) if k < leaves and k in self.structured else value for k, value in enumerate(values)
+        ]
+        return [self.plain(result) for result in self.walk(jaxpr, arguments)]
+
+    def walk(self, jaxpr: jex.ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
+        """The values of the outputs; views where they are parameters rearranged."""
+        environment: dict[jex.Var, Any] = dict(zip(jaxpr.jaxpr.invars, arguments, strict=True))
+        environment.update(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, jex.Literal) else environment[atom]
+
+        for equation in jaxpr.jaxpr.eqns:
+            results = self.equation(equation, [read(atom) for atom in equation.invars])
+            environment.update(zip(equation.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.jaxpr.outvars]
+
+    def plain(self, value: Any) -> Any:
+        """The value itself; a parameter that is used so has no structure left."""
+        if isinstance(value, View):
+            self.taken |= {value.leaf}
+            return value.value
+        return value
+
+    def equation(self, equation: jex.JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+        views = [operand for operand in operands if isinstance(operand, View)]
+        name = equation.primitive.name
+        if not views:
+            inner = equation.params.get(_INLINED.get(name, ""))
+            if inner is None and name != "scan":
+                return _applied(equation, operands)
+        if name in _INLINED:
+            inner = equation.params[_INLINED[name]]
+            closed = inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ())
+            return self.walk(closed, operands) if views else _applied(equation, operands)
+        if name == "scan" and views:
+            return self.scan(equation, operands)
+        if len(views) == 1 == len(operands):
+            (value,) = _applied(equation, [views[0].value])
+            view = rearranged(equation, views[0], value)
+            if view is not None:
+                return [view]
+        found = site_of(equation, operands)
+        values = [o.value if isinstance(o, View) else o for o in operands]
+        if found is None:
+            for operand in operands:
+                self.plain(operand)
+            return _applied(equation, values)
+        site, signal = found
+        (output,) = _applied(equation, values)
+        return [self.met(site, signal, output)]
+
+    def met(self, site: Site, signal: Any, output: Any) -> Any:
+        self.sites.append(site)
+        self.signals.append(signal)
+        if self.probes is None:
+            return output
+        return output + self.probes.pop(0)
+
+    def scan(self, equation: jex.JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+        """Every step as it is, with the probes of its sites handed in and their signals handed out."""
+        p = equation.params
+        first, second, length, body = p["num_consts"], p["num_consts"] + p["num_carry"], p["length"], p["jaxpr"]
+        operands = [
+            self.plain(o)
+            if isinstance(o, View) and (first <= k < second or (k >= second and len(o.axes[0]) > 1))
+            else o
+            for k, o in enumerate(operands)
+        ]
+        factors: dict[int, Any] = {}
+        for k, operand in enumerate(operands):
+            if isinstance(operand, View):
+                factor = operand.axes[0][0] if k >= second and operand.axes[0] else None
+                if factors.setdefault(operand.leaf, factor) != factor:
+                    self.taken |= {operand.leaf}
+        shapes = [_value(o) for o in operands]
+        entries = [_value(o) for o in operands[second:]]
+
+        def inside(run: _Run, values: Sequence[Any]) -> list[Any]:
+            arguments = []
+            for k, (outer, value) in enumerate(zip(operands, values, strict=True)):
+                if isinstance(outer, View):
+                    arguments.append(outer.seen(outer.axes[1:] if k >= second else outer.axes, value))
+                else:
+                    arguments.append(value)
+            return [run.plain(result) for result in run.walk(body, arguments)]
+
+        trial = _Run(self.structured, None)
+        avals = [
+            jax.ShapeDtypeStruct(jnp.shape(v)[1:] if k >= second else jnp.shape(v), jnp.result_type(v))
+            for k, v in enumerate(shapes)
+        ]
+        jax.eval_shape(lambda *values: inside(trial, values), *avals)
+        self.taken |= trial.taken
+        own = None if self.probes is None else [self.probes.pop(0) for _ in trial.sites]
+
+        def step(carry: Any, each: Any) -> tuple[Any, Any]:
+            xs, probes = each
+            run = _Run(self.structured, None if probes is None else list(probes))
+            results = inside(run, [*shapes[:first], *carry, *xs])
+            return results[: second - first], (results[second - first :], run.signals)
+
+        final, (stacked, signals) = jax.lax.scan(
+            step, list(shapes[first:second]), (entries, own), length=length, reverse=p["reverse"]
+        )
+        self.sites += [in_loop(site, length, factors[site.leaf]) for site in trial.sites]
+        self.signals += signals
+        return [*final, *stacked]
+
+
+def _value(operand: Any) -> Any:
+    return operand.value if isinstance(operand, View) else operand
+
+
+def _applied(equation: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """One equation, on plain values."""
+    pairs = zip(equation.invars, values, strict=True)
+    given = {atom: value for atom, value in pairs if isinstance(atom, jex.Var)}
+    return function_of([equation], list(given), equation.outvars)(*given.values())

@@ -1,0 +1,264 @@
+"""Where a parameter meets a signal, y = op(p, a), and what its gradient is made of.
+
+The gradient of an output in p at a site is Σ_s a[b, s, i] g[b, s, j]: b runs over entries of p that stay apart (groups
+of a convolution, layers of a scan), s over the positions at which p is used, i over what a provides and j over what the
+cotangent g of y provides. A lookup y = p[a] is the same with one-hot a.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core as jex
+
+from .views import Factor, Factors, View, canonical, reshaped
+
+Label = tuple[str, Factor | None]
+"""The role of an axis, "b", "s", "i" or "j", and its place in the parameter."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One use of a parameter. `signal` and `cotangent` label the axes of arrays of these shapes, loops included."""
+
+    leaf: int
+    probe: tuple[int, ...]
+    dtype: Any
+    signal_shape: tuple[int, ...]
+    signal: tuple[Label, ...]
+    cotangent_shape: tuple[int, ...]
+    cotangent: tuple[Label, ...]
+    table: Factors = ()
+    """For a lookup, the factors that one-hot signals run along; the signal then holds row numbers."""
+
+    @property
+    def is_lookup(self) -> bool:
+        return bool(self.table)
+
+    @property
+    def batch(self) -> Factors:
+        return canonical([f for role, f in self.cotangent if role == "b" and f])
+
+    @property
+    def inner(self) -> Factors:
+        return canonical([*self.table, *(f for role, f in self.signal if role == "i" and f)])
+
+    @property
+    def outer(self) -> Factors:
+        return canonical([f for role, f in self.cotangent if role == "j" and f])
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """The lengths of b, s, i, j."""
+        steps = prod(n for n, (role, _) in zip(self.cotangent_shape, self.cotangent, strict=True) if role == "s")
+        b, i, j = (prod(size for size, _ in factors) for factors in (self.batch, self.inner, self.outer))
+        return b, steps, i, j
+
+    def arranged_signal(self, signal: Any) -> Any:
+        """[b, s, i], or row numbers [b, s] for a lookup."""
+        arranged = _arranged(signal.reshape(self.signal_shape), self.signal, "bsi")
+        return arranged[..., 0] if self.is_lookup else arranged
+
+    def arranged_cotangent(self, cotangent: Any) -> Any:
+        """[b, s, j]."""
+        return _arranged(cotangent.reshape(self.cotangent_shape), self.cotangent, "bsj")
+
+
+def _arranged(array: Any, labels: Sequence[Label], roles: str) -> Any:
+    groups = []
+    for role in roles:
+        axes = [axis for axis, (own, _) in enumerate(labels) if own == role]
+        if role != "s":
+            axes.sort(key=lambda axis: -labels[axis][1][1])  # pyright: ignore[reportOptionalSubscript]
+        groups.append(axes)
+    shape = [prod(array.shape[axis] for axis in axes) for axes in groups]
+    return jnp.transpose(array, [axis for axes in groups for axis in axes]).reshape(shape)
+
+
+def site_of(equation: jex.JaxprEqn, operands: Sequence[Any]) -> tuple[Site, Any] | None:
+    """The site of an equation with a view among its operands, and its signal; None if there is no rule for it."""
+    rule = _RULES.get(equation.primitive.name)
+    views = [k for k, operand in enumerate(operands) if isinstance(operand, View)]
+    return rule(equation, operands, views[0]) if rule is not None and len(views) == 1 else None
+
+
+def _built(
+    view: View, output: Any, signal: Any, signal_axes: Sequence[Any], output_axes: Sequence[Any], table: Factors = ()
+) -> tuple[Site, Any]:
+    """A site from what each axis of the signal and of the output is: ("s", length) or (role, factors)."""
+
+    def expanded(axes: Sequence[Any]) -> tuple[list[int], list[Label]]:
+        shape: list[int] = []
+        labels: list[Label] = []
+        for role, content in axes:
+            if role == "s":
+                shape.append(content)
+                labels.append(("s", None))
+            else:
+                shape.extend(size for size, _ in content)
+                labels.extend((role, factor) for factor in content)
+        return shape, labels
+
+    signal_shape, signal_labels = expanded(signal_axes)
+    output_shape, output_labels = expanded(output_axes)
+    return (
+        Site(
+            view.leaf,
+            tuple(output.shape),
+            output.dtype,
+            tuple(signal_shape),
+            tuple(signal_labels),
+            tuple(output_shape),
+            tuple(output_labels),
+            table,
+        ),
+        signal,
+    )
+
+
+def in_loop(site: Site, length: int, factor: Factor | None) -> Site:
+    """A site of the body of a loop, over all its steps."""
+    label: Label = ("s", None) if factor is None else ("b", factor)
+    return Site(
+        site.leaf,
+        (length, *site.probe),
+        site.dtype,
+        (length, *site.signal_shape),
+        (label, *site.signal),
+        (length, *site.cotangent_shape),
+        (label, *site.cotangent),
+        site.table,
+    )
+
+
+def _dot_general(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tuple[Site, Any]:
+    """y = contraction of a parameter with a signal."""
+    contracted, batched = equation.params["dimension_numbers"]
+    view, signal = operands[place], operands[1 - place]
+    own, other = contracted[place], contracted[1 - place]
+    own_batch, other_batch = batched[place], batched[1 - place]
+    signal_axes: list[Any] = [("s", length) for length in signal.shape]
+    for mine, theirs in zip(own, other, strict=True):
+        signal_axes[theirs] = ("i", view.axes[mine])
+    for mine, theirs in zip(own_batch, other_batch, strict=True):
+        signal_axes[theirs] = ("b", view.axes[mine])
+    free = [("j", view.axes[a]) for a in range(len(view.axes)) if a not in own and a not in own_batch]
+    rest = [("s", n) for a, n in enumerate(signal.shape) if a not in other and a not in other_batch]
+    parts = [free, rest] if place == 0 else [rest, free]
+    output_axes = [("b", view.axes[a]) for a in own_batch] + parts[0] + parts[1]
+    return _built(view, equation.outvars[0].aval, signal, signal_axes, output_axes)
+
+
+def _conv(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tuple[Site, Any] | None:
+    """y = convolution of a signal with a filter: the signal's patches times the filter."""
+    p = equation.params
+    if place != 1 or p["batch_group_count"] != 1:
+        return None
+    image, view = operands
+    numbers, groups = p["dimension_numbers"], p["feature_group_count"]
+    spec, kernel, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+    filters, features = view.axes[kernel[0]], view.axes[kernel[1]]
+    window = [view.value.shape[axis] for axis in kernel[2:]]
+    patches = _patches(
+        jnp.transpose(image, spec), window, p["window_strides"], p["padding"], p["lhs_dilation"], p["rhs_dilation"]
+    )
+    examples, channels, *taps = patches.shape
+    positions = taps[len(window) :]
+    split = _first_factor(filters, groups)
+    if split is None:
+        return None
+    grouped, rest = split
+    signal = patches.reshape(examples, groups, channels // groups, *window, *positions)
+    signal_axes = [("s", examples), ("b", grouped), ("i", features)]
+    signal_axes += [("i", view.axes[axis]) for axis in kernel[2:]] + [("s", length) for length in positions]
+    output_axes: list[Any] = [None] * len(out)
+    output_axes[out[0]] = [("s", examples)]
+    output_axes[out[1]] = [("b", grouped), ("j", rest)]
+    for axis, length in zip(out[2:], positions, strict=True):
+        output_axes[axis] = [("s", length)]
+    # The order of s must be that of the signal: examples, then positions.
+    site, signal = _built(
+        view, equation.outvars[0].aval, signal, signal_axes, [a for axes in output_axes for a in axes]
+    )
+    return (site, signal) if [out[0], *out[2:]] == sorted([out[0], *out[2:]]) else None
+
+
+def _first_factor(factors: Factors, count: int) -> tuple[Factors, Factors] | None:
+    """Factors cut into a first part of `count` entries and the rest."""
+    if count == 1:
+        return (), factors
+    if not factors or factors[0][0] % count:
+        return None
+    size, stride = factors[0]
+    rest = size // count
+    inner = ((rest, stride),) if rest > 1 else ()
+    return ((count, stride * rest),), (*inner, *factors[1:])
+
+
+def _patches(image: Any, window: Any, strides: Any, padding: Any, dilation: Any, spread: Any) -> Any:
+    """[n, c, *window, *positions] from [n, c, *space]: what each tap of the filter meets."""
+    config = [(0, 0, 0), (0, 0, 0), *((low, high, d - 1) for (low, high), d in zip(padding, dilation, strict=True))]
+    padded = lax.pad(image, jnp.zeros((), image.dtype), config)
+    space = padded.shape[2:]
+    lengths = [(n - (w - 1) * r - 1) // s + 1 for n, w, r, s in zip(space, window, spread, strides, strict=True)]
+    taps = []
+    for place in np.ndindex(*window):
+        start = [t * r for t, r in zip(place, spread, strict=True)]
+        stop = [b + (n - 1) * s + 1 for b, n, s in zip(start, lengths, strides, strict=True)]
+        taps.append(lax.slice(padded, (0, 0, *start), (*padded.shape[:2], *stop), (1, 1, *strides)))
+    return jnp.stack(taps, 2).reshape(*padded.shape[:2], *window, *lengths)
+
+
+def _gather(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tuple[Site, Any] | None:
+    """y = rows of a table."""
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    if place != 0 or len(operands[0].axes) != 2 or numbers.operand_batching_dims:
+        return None
+    view, indices = operands
+    rows, columns = view.value.shape
+    if (
+        numbers.start_index_map != (0,)
+        or numbers.collapsed_slice_dims != (0,)
+        or tuple(sizes) != (1, columns)
+        or not view.axes[0]
+    ):
+        return None
+    numbers_of_rows = indices[..., 0]
+    rank = numbers_of_rows.ndim
+    if tuple(numbers.offset_dims) != (rank,):
+        return None
+    if equation.params["mode"] in (lax.GatherScatterMode.CLIP, None):
+        numbers_of_rows = jnp.clip(numbers_of_rows, 0, rows - 1)
+    else:
+        inside = (numbers_of_rows >= 0) & (numbers_of_rows < rows)
+        numbers_of_rows = jnp.where(inside, numbers_of_rows, -1)
+    places = [("s", length) for length in numbers_of_rows.shape]
+    output_axes = [*places, ("j", view.axes[1])]
+    return _built(view, equation.outvars[0].aval, numbers_of_rows, places, output_axes, view.axes[0])
+
+
+_RULES = {"dot_general": _dot_general, "conv_general_dilated": _conv, "gather": _gather}
+
+
+def rearranged(equation: jex.JaxprEqn, view: View, value: Any) -> View | None:
+    """The view after an equation that only moves entries; None for any other."""
+    p, name = equation.params, equation.primitive.name
+    if name == "transpose":
+        return view.seen(tuple(view.axes[axis] for axis in p["permutation"]), value)
+    if name in ("reshape", "squeeze", "expand_dims"):
+        axes = reshaped(view.axes, value.shape) if p.get("dimensions") is None or name != "reshape" else None
+        return None if axes is None else view.seen(axes, value)
+    if name == "broadcast_in_dim" and value.size == view.value.size:
+        axes: Any = [()] * value.ndim
+        for own, target in enumerate(p["broadcast_dimensions"]):
+            axes[target] = view.axes[own]
+        return view.seen(tuple(axes), value)
+    if name in ("copy", "copy_p") or (name == "convert_element_type" and jnp.issubdtype(value.dtype, jnp.floating)):
+        return view.seen(view.axes, value)
+    return None

@@ -1,0 +1,29 @@
+"""Equations of a program as functions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core as jex
+
+
+def taken(equation: jex.JaxprEqn) -> list[jex.Var]:
+    """The variables an equation takes, literals left out."""
+    return [atom for atom in equation.invars if isinstance(atom, jex.Var)]
+
+
+def function_of(
+    equations: Sequence[jex.JaxprEqn], inputs: Sequence[jex.Var], outputs: Sequence[jex.Var]
+) -> Callable[..., list[Any]]:
+    """Some equations of a program as a function of `inputs`, distinct variables that include all they need."""
+    effects = frozenset().union(*(equation.effects for equation in equations))
+    jaxpr = jex.Jaxpr((), list(inputs), list(outputs), list(equations), effects, _no_names())
+    return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
+
+
+@functools.cache
+def _no_names() -> Any:
+    return jax.make_jaxpr(lambda: ())().jaxpr.debug_info._replace(arg_names=None, result_paths=None)

@@ -1,0 +1,183 @@
+"""What `tangency.empirical` takes beside the network: parameters, outputs, memory, precision; and what it refuses."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles.jacobian import ntk
+
+import tangency as tg
+from tangency.errors import InputError, MemoryLimitError, NonFiniteError
+
+
+@pytest.fixture(autouse=True)
+def double_precision(request):
+    if "single" in request.keywords:
+        yield
+        return
+    with jax.enable_x64(True):
+        yield
+
+
+def close(found, expected, tolerance=1e-10):
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+
+
+def network(p, x):
+    return p["v"] @ jnp.tanh(p["w"] @ x + p["b"])
+
+
+@pytest.fixture
+def parameters(rng):
+    return {k: jnp.asarray(rng.normal(size=s)) for k, s in (("w", (6, 4)), ("b", (6,)), ("v", (3, 6)))}
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(7, 4))
+
+
+def test_plain_function_with_any_pytree_of_outputs(parameters, x):
+    def function(p, x):
+        y = network(p, x)
+        return {"a": jnp.outer(y, y), "b": [y[0], (p["w"] @ x)[:2]]}
+
+    close(tg.empirical(function, parameters, outputs="full")(x[:3], x[3:]), ntk(function, parameters, x[:3], x[3:]))
+
+
+@pytest.mark.parametrize("method", ["auto", "jacobian", "products"])
+def test_functionals(parameters, x, rng, method):
+    expected = ntk(network, parameters, x, x)
+    rows = rng.normal(size=(2, 3))
+    full = np.einsum("ao,nmop,bp->nmab", rows, expected, rows)
+    close(tg.empirical(network, parameters, outputs=rows, method=method)(x), full)
+    close(tg.empirical(network, parameters, outputs=rows[1], method=method)(x), full[..., 1, 1])
+    close(tg.empirical(network, parameters, outputs=-1, method=method)(x), expected[..., 2, 2])
+
+
+@pytest.mark.parametrize("outputs", ["mean", "diagonal", "full"])
+@pytest.mark.parametrize("method", ["auto", "structured", "jacobian"])
+def test_complex_parameters_and_outputs(rng, x, outputs, method):
+    p = {k: jnp.asarray(rng.normal(size=s) + 1j * rng.normal(size=s)) for k, s in (("w", (5, 4)), ("v", (2, 5)))}
+
+    def function(p, x):
+        return p["v"] @ jnp.sin(p["w"] @ x)
+
+    expected = ntk(function, p, x, x)
+    if outputs != "full":
+        expected = np.einsum("nmoo->nmo", expected)
+    if outputs == "mean":
+        expected = expected.mean(-1)
+    close(tg.empirical(function, p, outputs=outputs, method=method)(x), expected)
+
+
+@pytest.mark.parametrize("method", ["auto", "products"])
+def test_trainable_and_learning_rates(parameters, x, rng, method):
+    rates = {"w": 2.0, "b": rng.uniform(size=6), "v": rng.uniform(size=(3, 6))}
+    expected = ntk(network, parameters, x, x, rates=[rates["b"], rates["v"].ravel(), 2.0])
+    close(tg.empirical(network, parameters, learning_rate=rates, outputs="full", method=method)(x), expected)
+    only = tg.empirical(network, parameters, trainable={"w": False, "b": False, "v": True}, outputs="full")(x)
+    hidden = jnp.tanh(x @ parameters["w"].T + parameters["b"][None])
+    close(only, np.einsum("nm,op->nmop", hidden @ hidden.T, np.eye(3)))
+
+
+def test_contributions_of_parameters_add_up(parameters, x):
+    kernel = tg.empirical(network, parameters, outputs="full")
+    parts = kernel.layers(x)
+    assert list(parts) == ["b", "v", "w"]
+    close(sum(parts.values()), kernel(x))
+
+
+@pytest.mark.parametrize("outputs", ["mean", "diagonal", "full"])
+def test_blocks_do_not_change_the_result(parameters, x, outputs):
+    whole = tg.empirical(network, parameters, outputs=outputs)
+    small = tg.empirical(network, parameters, outputs=outputs, memory=7000)
+    close(small(x), whole(x), 1e-13)
+    close(small(x[:5], x), whole(x[:5], x), 1e-13)
+    _, n, _, k = small._last
+    assert n < 5 or k < 3
+
+
+def test_diagonal_of_the_matrix(parameters, x):
+    kernel = tg.empirical(network, parameters)
+    close(kernel.diagonal("ntk", x), np.diagonal(kernel(x)), 1e-13)
+
+
+def test_float64_examples_are_computed_in_float64(x):
+    with jax.enable_x64(False):
+        model = eqx.nn.MLP(4, 2, 5, 1, key=jax.random.key(0))
+        kernel = tg.empirical(model, outputs="full")
+        found = kernel(x)
+        single = kernel(x.astype(np.float32))
+    assert found.dtype == np.float64 and single.dtype == np.float32
+    wide = jax.tree.map(lambda a: a.astype(jnp.float64) if eqx.is_array(a) else a, model)
+    p, static = eqx.partition(wide, eqx.is_array)
+    close(found, ntk(lambda p, x: eqx.combine(p, static)(x), p, x, x))
+
+
+def test_rates_at_initialisation_are_variances(x):
+    def make(key):
+        return eqx.nn.MLP(4, 2, 8, 1, key=key)
+
+    kernel = tg.empirical(make, key=jax.random.key(0), scale="init", outputs="full")
+    model = make(jax.random.key(0))
+    p, static = eqx.partition(model, eqx.is_array)
+    # Equinox draws weights and biases of a layer uniformly between ±1/√fan-in.
+    rates = [1 / 12, 1 / 12, 1 / 24, 1 / 24]
+    double = jax.tree.map(lambda a: a.astype(jnp.float64), p)
+    close(kernel(x), ntk(lambda p, x: eqx.combine(p, static)(x), double, x, x, rates=rates))
+
+
+def test_wide_networks_come_near_the_limit(rng):
+    x = rng.normal(size=(4, 5))
+
+    def make(width):
+        return lambda key: eqx.nn.MLP(5, 1, width, 2, activation=jax.nn.relu, key=key)
+
+    limit = tg.limit(make(8))(x)
+    errors = []
+    widths = [32, 128, 512]
+    for width in widths:
+        kernels = [tg.empirical(make(width), key=jax.random.key(s), scale="init")(x) for s in range(12)]
+        errors.append(np.sqrt(np.mean([(k - tg.limit(make(width))(x)) ** 2 for k in kernels])))
+    del limit
+    slope = np.polyfit(np.log(widths), np.log(errors), 1)[0]
+    assert -0.7 < slope < -0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((lambda key: None,), {}, "model: expected a network"),
+        ((network, {"w": 1}), {"trainable": {"w": 3}}, "trainable: expected True or False"),
+        ((network, {"w": jnp.ones(2)}), {"trainable": False}, "no parameter of network trains"),
+        ((network, {"w": jnp.ones(2)}), {"learning_rate": -1.0}, "learning_rate of w: expected finite"),
+        ((network, {"w": jnp.ones(2)}), {"learning_rate": {"w": np.ones(3)}}, "number or an array of shape"),
+        ((network, {"w": jnp.ones(2)}), {"scale": "init"}, "needs the initialiser"),
+        ((network, {"w": jnp.ones(2)}), {"outputs": "all"}, "outputs: expected"),
+        ((network, {"w": jnp.ones(2)}), {"method": "magic"}, "method: expected one of"),
+        ((network, {"w": jnp.ones(2)}), {"memory": 0}, "memory is 0"),
+    ],
+)
+def test_bad_arguments_get_one_clear_line(arguments, options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        tg.empirical(*arguments, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_examples_get_one_clear_line(parameters, x):
+    kernel = tg.empirical(network, parameters)
+    with pytest.raises(InputError, match=r"could not be called on an example of shape \(3,\)"):
+        kernel(x[:, :3])
+    with pytest.raises(InputError, match="an example of x1 has shape"):
+        kernel(x, x[:, :3])
+    with pytest.raises(InputError, match="there is no output 5"):
+        tg.empirical(network, parameters, outputs=5)(x)
+    with pytest.raises(InputError, match="a finite network has an NTK only"):
+        kernel.nngp(x)
+    with pytest.raises(NonFiniteError, match=r"x1\[2\]"):
+        kernel(np.where(np.arange(7)[:, None] == 2, np.nan, x))
+    with pytest.raises(MemoryLimitError, match="even for one pair"):
+        tg.empirical(network, parameters, memory=1000)(x)
