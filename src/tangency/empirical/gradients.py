@@ -89,8 +89,8 @@ def contributions(
             second = first if same else whole_gradients(other, shape)
             found[leaf] = rates[leaf] * of_gradients(first, second, pairing)
     for leaf, own in left.whole.items():
-        rate = rates[leaf]
-        weighted = own * jnp.asarray(rate, own.dtype)
+        rate = jnp.asarray(rates[leaf], own.dtype)
+        weighted = own * rate.reshape(1, 1, *rate.shape) if rate.shape else own * rate
         found[leaf] = of_gradients(weighted, right.whole[leaf], pairing)
     return found
 

@@ -196,9 +196,9 @@ class EmpiricalKernel(Kernel):
                 result = self._complex(traced, rows, first, second, progress, leaf)
             else:
                 result = self._assembled(traced, rows, rows, first, second, progress, leaf)
-            if self._outputs == "mean":
-                result = result / traced.outputs
-            elif isinstance(self._outputs, int) or (not isinstance(self._outputs, str) and np.ndim(self._outputs) == 1):
+            if isinstance(self._outputs, str):
+                result = result / traced.outputs if self._outputs == "mean" else result
+            elif np.ndim(self._outputs) < 2:
                 result = result[..., 0, 0]
             _check_finite(result)
             return result if host else jnp.asarray(result)
@@ -215,7 +215,7 @@ class EmpiricalKernel(Kernel):
             imaginary = imaginary[..., :o, :o] + imaginary[..., o:, o:]
         elif self._pairing() == "each":
             real, imaginary = (a[..., :o] + a[..., o:] for a in (real, imaginary))
-        return real - 1j * imaginary
+        return real + 1j * imaginary
 
     def _assembled(
         self, traced: Traced, rows1: Any, rows2: Any, x1: Any, x2: Any, progress: Progress | None, leaf: int | None
@@ -289,7 +289,7 @@ class EmpiricalKernel(Kernel):
         budget = 0.8 * limit - fixed
         while needed(block, chunk) > budget:
             if block > 16 or (chunk == 1 and block > 1):
-                block = ceil(max(n, m) / (ceil(max(n, m) / block) + 1)) if block <= 64 else ceil(block / 2)
+                block = max(1, 3 * block // 4)
             elif chunk > 1:
                 chunk = ceil(chunk / 2)
             else:
@@ -322,6 +322,9 @@ def _examples(x: Any, name: str) -> Any:
         raise InputError(f"{name}: expected examples along the first axis, got shape {array.shape}")
     if array.dtype.kind not in "fciub" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"{name}: expected numbers, got dtype {array.dtype}")
+    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        row = int(np.argmin(np.isfinite(np.asarray(array)).reshape(len(array), -1).all(axis=1)))
+        raise NonFiniteError(f"{name}[{row}] is not finite: it holds NaN or infinity; remove or impute it")
     return array
 
 
