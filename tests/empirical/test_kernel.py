@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from finite_networks import NETWORKS, examples, made
-from oracles.jacobian import ntk
 
 import tangency as tg
+from tests.finite_networks import NETWORKS, examples, made
+from tests.oracles.jacobian import ntk
 
 METHODS = ["auto", "structured", "jacobian", "products"]
 

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.jacobian import ntk
 
 import tangency as tg
 from tangency.errors import InputError, MemoryLimitError, NonFiniteError
+from tests.oracles.jacobian import ntk
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracles.monte_carlo import Entries, dense, initialiser
-from oracles.spatial import Erf, Relu, State, along_positions, check
 
 from tangency import limit
 from tangency.errors import UnsupportedModelError
+from tests.oracles.monte_carlo import Entries, dense, initialiser
+from tests.oracles.spatial import Erf, Relu, State, along_positions, check
 
 T = 5
 IN = 3

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracles.spatial import Erf, Relu, State, along_channels, average, check, grid, resized, window
 
 from tangency import limit
+from tests.oracles.spatial import Erf, Relu, State, along_channels, average, check, grid, resized, window
 
 IMAGE = (5, 4)
 IN = 3

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.networks import Estimate, finite_kernels
 
 from tangency import limit
+from tests.oracles.networks import Estimate, finite_kernels
 
 BANDS = 4.0
 LARGEST_ERROR = 0.01

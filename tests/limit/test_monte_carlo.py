@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.monte_carlo import Entries, Network, check, dense, finite_kernels
 
 from tangency import limit
+from tests.oracles.monte_carlo import Entries, Network, check, dense, finite_kernels
 
 FEATURES = 5
 STEPS = 4

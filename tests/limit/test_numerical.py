@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.monte_carlo import Entries, Network, dense, finite_kernels
 
 import tangency as tg
 from tangency.errors import InputError, UnsupportedModelError
+from tests.oracles.monte_carlo import Entries, Network, dense, finite_kernels
 
 WIDTH = 64
 FEATURES = 5

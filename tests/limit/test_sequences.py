@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracles.monte_carlo import Entries, dense, initialiser
-from oracles.spatial import Erf, Relu, State, check, recurrent
 
 from tangency import limit
+from tests.oracles.monte_carlo import Entries, dense, initialiser
+from tests.oracles.spatial import Erf, Relu, State, check, recurrent
 
 IN = 3
 WIDTH = 16

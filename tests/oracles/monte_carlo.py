@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from oracles.networks import Estimate
+
+from tests.oracles.networks import Estimate
 
 Parameters = dict[str, Any]
 
