@@ -5,6 +5,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ._jax import warn_of_faulty_release
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from .kernels import FunctionKernel as FunctionKernel
     from .kernels import Kernel as Kernel
     from .limit import limit as limit
+
+warn_of_faulty_release()
 
 _HOMES = {
     "FunctionKernel": "kernels",

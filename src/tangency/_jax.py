@@ -1,0 +1,25 @@
+"""What JAX itself gets wrong, and what is done about it.
+
+jaxlib 0.10.2 drops terms of large sums in programs for the CPU (jax issue 39103) and 0.11.0 crashes on some (39257);
+0.10.1 and 0.11.1 do neither. The package's metadata exclude both releases; this warns where they are installed all the
+same.
+"""
+
+import os
+import warnings
+from importlib.metadata import version
+
+FAULTY = ("0.10.2", "0.11.0")
+OPTION = "xla_cpu_experimental_ynn_fusion_type"
+"""The compiler option behind the fault; naming it in XLA_FLAGS says that the user has dealt with it."""
+
+
+def warn_of_faulty_release() -> None:
+    """Warns once if results on the CPU cannot be relied on."""
+    installed = version("jaxlib")
+    if installed in FAULTY and OPTION not in os.environ.get("XLA_FLAGS", ""):
+        warnings.warn(
+            f"jaxlib {installed} computes wrong sums or crashes on the CPU (jax issues 39103, 39257): install another "
+            f"release, or set XLA_FLAGS=--{OPTION}= before starting Python",
+            stacklevel=3,
+        )
