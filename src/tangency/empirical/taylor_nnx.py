@@ -33,7 +33,7 @@ class NNXTaylorExpansion(nnx.Module):
             nnx.replace_by_pure_dict(parameters, values)
             network: Any = nnx.merge(graph, parameters, rest, copy=True)
             outputs = network(*args, **kwargs)
-            return outputs, nnx.to_pure_dict(nnx.split(network, nnx.Param, ...)[2])
+            return outputs, nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param)))
 
         outputs, state = expanded(call, jax.tree.unflatten(structure, frozen), arrays, self.order)
         before, after = jax.tree.leaves(nnx.to_pure_dict(rest)), jax.tree.leaves(state)
