@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .dynamics import gaussian_process as gaussian_process
     from .dynamics import kernel_flow as kernel_flow
     from .empirical import empirical as empirical
+    from .empirical import linearize as linearize
+    from .empirical import taylor as taylor
     from .estimators import NTKClassifier as NTKClassifier
     from .estimators import NTKRegressor as NTKRegressor
     from .gram import gram as gram
@@ -35,6 +37,8 @@ _HOMES = {
     "gram": "gram",
     "kernel_flow": "dynamics",
     "limit": "limit",
+    "linearize": "empirical",
+    "taylor": "empirical",
 }
 _ROOMS = ("errors", "models")
 

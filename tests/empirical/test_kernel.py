@@ -47,3 +47,14 @@ def test_other_pairings(case):
     diagonal = np.einsum("nmoo->nmo", expected)
     close(tg.empirical(model, outputs="diagonal", **options)(x, y), diagonal)
     close(tg.empirical(model, **options)(x, y), diagonal.mean(-1))
+
+
+OPERATORS = ["Equinox MLP", "Equinox CNN", "Flax transformer", "Equinox RNN", "Flax embedding"]
+
+
+@pytest.mark.parametrize("case", OPERATORS, indirect=True)
+def test_products_of_the_operator(case):
+    model, options, x, y, expected, _ = case
+    v = np.array([1.0, -0.5])
+    mean = np.einsum("nmoo->nm", expected) / expected.shape[-1]
+    close(tg.empirical(model, **options).operator(x, y) @ v, mean @ v)

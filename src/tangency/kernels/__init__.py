@@ -2,3 +2,5 @@
 
 from .base import Kernel as Kernel
 from .function import FunctionKernel as FunctionKernel
+from .operator import KernelOperator as KernelOperator
+from .operator import TraceEstimate as TraceEstimate
