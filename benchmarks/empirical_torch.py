@@ -26,7 +26,9 @@ def draw(*shape):
 
 def mlp():
     shapes = ((1024, 784), (1024, 1024), (1024, 1024), (10, 1024))
-    parameters = {f"{kind}{i}": v for i, s in enumerate(shapes) for kind, v in (("w", draw(*s)), ("b", torch.zeros(s[0])))}
+    parameters = {
+        f"{kind}{i}": v for i, s in enumerate(shapes) for kind, v in (("w", draw(*s)), ("b", torch.zeros(s[0])))
+    }
 
     def call(p, x):
         for i in range(3):

@@ -260,7 +260,8 @@ def _gather(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tupl
 
 def _add(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tuple[Site, Any] | None:
     """y = a parameter plus a signal of its shape, which is met once for each entry, by 1."""
-    view, output = operands[place], equation.outvars[0].aval
+    view: View = operands[place]
+    output: Any = equation.outvars[0].aval
     if view.value.shape != output.shape or view.value.dtype != output.dtype:
         return None
     return _built(view, output, jnp.ones((), output.dtype), [], [("j", axis) for axis in view.axes])
