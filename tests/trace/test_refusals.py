@@ -132,7 +132,23 @@ def centred_outputs(p, x):
     return y - jnp.mean(y)
 
 
+def averages_of_a_few_units_as_features(p, x):
+    return p["v"] @ jax.nn.relu(p["w"] @ x).reshape(4, 4).mean(axis=1)
+
+
+def averages_of_a_few_units_beside_features(p, x):
+    return p["v"] @ (p["u"] @ x + (p["w"] @ x).reshape(4, 4).mean(axis=1))
+
+
+def token_mixing(p, x):
+    h = jax.nn.relu(x.reshape(4, 1) @ p["s"])
+    return p["v"] @ (jax.nn.relu(h.T @ p["w"].T) @ p["u"]).mean(axis=1)
+
+
 CASES = [
+    (averages_of_a_few_units_as_features, "a few units each", {"w": (16, 4), "v": (2, 4)}),
+    (token_mixing, "MLP-mixer", {"s": (1, 8), "w": (16, 4), "u": (16, 4), "v": (2, 8)}),
+    (averages_of_a_few_units_beside_features, "a few units each", {"w": (16, 4), "u": (4, 4), "v": (2, 4)}),
     (centred_outputs, "the network's own outputs", {}),
     (sum_that_is_no_average, "not divided by 16", {"w": (16, 4), "s": (16,), "b": (1,)}),
     (root_of_width_scaling, "not divided by 16", {"w": (16, 4), "u": (16, 4), "v": (2, 16)}),

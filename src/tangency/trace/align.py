@@ -15,7 +15,7 @@ from ..graph.known import Constant, Known, is_number
 from ..graph.layout import Atom, Axis, Layout, Repeat, Space, Width, refine
 from ..graph.signal import Factor, ParameterLeaf, Segment, Signal, Term
 from . import known as kn
-from .constancy import constant_axes, without
+from .constancy import constant_axes, parts_kept, without
 from .interpreter import Equation, Interpreter
 from .shaping import Shaper
 from .values import ParameterView, Value
@@ -66,6 +66,7 @@ def align(interpreter: Interpreter, equation: Equation, operands: Sequence[Value
     values = _spread_conflicts(shaper, values, pieces)
     layout = _common_layout(equation, values, pieces)
     one_unit = layout.width == 1 and any(_has_units(value) for value in values)
+    check_parts(equation, values, layout.width)
     shared = (interpreter, equation, shaper, layout, pieces, one_unit)
     return Aligned(layout, tuple(_operand(value, *shared) for value in values))
 
@@ -154,6 +155,20 @@ def repeated(equation: Equation, name: str | None = None) -> UnsupportedModelErr
         f"{what} is shared by all units along the width, so its tangent stays random however wide the layer",
         "Use one parameter per unit, or freeze it with trainable=",
     )
+
+
+def check_parts(equation: Equation, values: Sequence[Value], width: int | None = None) -> None:
+    """An average over the units inside each part of a width is the same for all parts: no feature that differs.
+
+    Raises:
+        UnsupportedModelError: a weight reads such averages, or they meet signals of as many units (`width`).
+    """
+    found = frozenset().union(*(parts_kept(value) for value in values if isinstance(value, Known)))
+    if found if width is None else width in found:
+        raise equation.refuse(
+            "it uses averages over a few units each as features, and these would become equal with many units",
+            "Use a weight instead of the average, or average over another axis",
+        )
 
 
 def _has_units(value: Value) -> bool:

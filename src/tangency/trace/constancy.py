@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 
-from ..graph.known import ELEMENTWISE, Apply, Constant, Known
+from ..graph.known import ELEMENTWISE, Apply, Constant, Known, WidthSum
 from ..graph.layout import prefix_products
 from . import known as kn
 
@@ -55,6 +55,23 @@ def _cut_to_one(known: Known, axis: int) -> Known:
         arguments = [_cut_to_one(a, axis) if a.shape else a for a in known.arguments]
         return kn.apply(known.operation, arguments, tuple(1 if i == axis else n for i, n in enumerate(known.shape)))
     return kn.cut(known, axis, 0, 1)
+
+
+def parts_kept(known: Known) -> frozenset[int]:
+    """How many parts of a width were kept by each average over the units inside of them that a Known array uses."""
+    seen: set[Known] = set()
+    stack, found = [known], set[int]()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, WidthSum) and node.share < 1.0:
+            found.add(round(1.0 / node.share))
+        if node.pending is not None and node.pending.parts > 1:
+            found.add(node.pending.parts)
+        stack.extend(getattr(node, "arguments", ()))
+    return frozenset(found)
 
 
 def _constant_axes(known: Known) -> frozenset[int]:

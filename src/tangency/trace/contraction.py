@@ -11,6 +11,7 @@ import numpy as np
 from ..graph.known import Constant, Known, is_number
 from ..graph.layout import Axis, Layout, Repeat, Space, Width
 from ..graph.signal import (
+    CopiesLeaf,
     EmbeddingLeaf,
     Segment,
     Signal,
@@ -20,7 +21,7 @@ from ..graph.signal import (
 )
 from ..graph.space import Window
 from . import known as kn
-from .align import align, as_signal
+from .align import align, as_signal, check_parts
 from .interpreter import Equation, Interpreter, rule, width_leaves
 from .linear import known_product, summed
 from .rules import all_known, default
@@ -109,6 +110,11 @@ def _check_bottleneck(equation: Equation, view: ParameterView, signal: Signal) -
     if signal.layout.width > 1:
         return
     leaves = frozenset().union(*map(width_leaves, signal.segments))
+    if any(isinstance(leaf, CopiesLeaf) for leaf in leaves):
+        raise equation.refuse(
+            f"the weight {view.parameter.name} mixes positions and keeps the features apart, as in an MLP-mixer",
+            "Contract the features too, or mix positions by a fixed matrix or by attention",
+        )
     if any(isinstance(leaf, WeightLeaf | EmbeddingLeaf) for leaf in leaves if not is_degenerate(leaf)):
         raise equation.refuse(
             f"the weight {view.parameter.name} reads a layer of one unit, which stays random however wide the others",
@@ -123,6 +129,7 @@ def _weight(interpreter: Interpreter, equation: Equation) -> Value:
     assert isinstance(view, ParameterView)
     if isinstance(other, Constant) and is_number(other, 0.0):
         return kn.constant(np.zeros(equation.shape))
+    check_parts(equation, (other,))
     contracting, batch = equation.parameters["dimension_numbers"]
     mine, theirs = contracting if view_is_left else contracting[::-1]
     my_batch, their_batch = batch if view_is_left else batch[::-1]
@@ -226,6 +233,7 @@ def convolve(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
         raise equation.refuse(
             "it convolves a random signal with a fixed or random filter", "Pool instead, or train the filter"
         )
+    check_parts(equation, (other,))
     if p["batch_group_count"] != 1:
         raise equation.refuse("it convolves groups of the batch", "Call the model on one example at a time")
     numbers, groups = p["dimension_numbers"], p["feature_group_count"]

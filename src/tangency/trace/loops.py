@@ -69,11 +69,17 @@ def steps(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
 
 
 def _at_once(interpreter: Interpreter, equation: Equation, loop: _Scan) -> list[Value] | None:
-    """All steps at once; None if the loop is no recurrence of one layer's features that starts from zero."""
+    """All steps at once: independent ones (`lax.map`), or a recurrence of one layer's features that starts from zero;
+    None for any other loop."""
     passed = loop.passed_on()
     moving = [k for k, same in enumerate(passed) if not same]
-    if not moving or any(isinstance(x, ParameterView) for x in loop.inputs):
+    if any(isinstance(x, ParameterView) for x in loop.inputs):
         return None
+    if not moving:
+        program = _over_time(loop, passed)
+        values = [*loop.constants, *loop.carry, *loop.inputs]
+        found = interpreter.attempt(lambda: interpreter.run(program, values, equation.source))
+        return None if found is None else [*loop.carry, *found[len(loop.carry) :]]
     starts = [loop.carry[k] for k in moving]
     if not all(isinstance(s, Constant) and is_number(s, 0.0) for s in starts):
         return None
