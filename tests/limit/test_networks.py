@@ -440,3 +440,38 @@ def test_a_product_written_twice_is_one_gaussian(data):
     # |u| = 2 relu(u) − u and its derivative is 2 step(u) − 1.
     k, slope = 4 * k1 - s.k, 4 * k0 - 1
     check(kernel, data, State(k, None, None, k + slope * s.theta))
+
+
+def test_a_weight_without_gradient_in_one_of_its_uses(data):
+    """v·relu(M̄ relu(M relu(Wx))), where M̄ is M behind `stop_gradient`: the same values, one tangent."""
+
+    def apply(p, x):
+        h = jax.nn.relu(p["m"] @ jax.nn.relu(p["w"] @ x))
+        return p["v"] @ jax.nn.relu(jax.lax.stop_gradient(p["m"]) @ h)
+
+    kernel = limit(pair(apply, w=(64, 5), m=(64, 64), v=(1, 64)))
+    s = State.inputs(*data).dense(1 / 5).act(relu_dual).dense(1.0).act(relu_dual)
+    check(kernel, data, State(s.k, s.a, s.b, s.theta).act(relu_dual).dense(1.0))
+    assert "no gradient" in str(kernel)
+
+
+def test_entries_without_gradient(data):
+    """A random scale behind `stop_gradient` multiplies both kernels by its second moment."""
+
+    def apply(p, x):
+        return p["v"] @ (jax.lax.stop_gradient(p["c"]) * jax.nn.relu(p["w"] @ x))
+
+    s = State.inputs(*data).dense(1 / 5).act(relu_dual)
+    check(limit(pair(apply, w=(64, 5), c=(64,), v=(1, 64))), data, State(s.k / 64, None, None, (s.k + s.theta) / 64))
+
+
+def test_a_choice_by_another_branch(data):
+    """where(u > 0, s, 0): the choice has no gradient, and does not depend on what it chooses."""
+
+    def apply(p, x):
+        return p["v"] @ jnp.where(p["w"] @ x > 0, jax.nn.relu(p["u"] @ x), 0.0)
+
+    s = State.inputs(*data).dense(1 / 5)
+    open_gates, h = relu_dual(s.k, s.a, s.b)[1], s.act(relu_dual)
+    kernel = limit(pair(apply, w=(64, 5), u=(64, 5), v=(1, 64)))
+    check(kernel, data, State(open_gates * h.k, None, None, open_gates * (h.k + h.theta)))

@@ -93,6 +93,11 @@ class Algebra:
                 terms += self._first_order(operation, index, operand, values, operands, place, source)
         return self.normal(like, terms, source)
 
+    def one_gaussian(self, operands: Sequence[Segment | Known]) -> bool:
+        """Whether a nonlinear function of these is one of a single Gaussian, and no product would be simpler."""
+        places = _places(operands)
+        return len(places) < 2 and all(leaf.gaussian for leaf, _ in places)
+
     def _first_order(
         self,
         operation: Operation,

@@ -17,6 +17,7 @@ from ..graph.signal import Factor, ParameterLeaf, Segment, Signal, Term
 from . import known as kn
 from .constancy import constant_axes, parts_kept, without
 from .interpreter import Equation, Interpreter
+from .joint import stopped_segment
 from .shaping import Shaper
 from .values import ParameterView, Value
 
@@ -268,7 +269,8 @@ def _parameter_segment(
     mean = coefficient(kn.constant(view.mean), layout, pieces)
     if not is_number(mean, 0.0):
         terms.append(Term(mean))
-    return Segment(layout.width, tuple(terms), layout.space)
+    segment = Segment(layout.width, tuple(terms), layout.space)
+    return stopped_segment(segment, interpreter) if view.stopped else segment
 
 
 def known_segment(value: Known, size: int, space: tuple[int, ...]) -> Segment:

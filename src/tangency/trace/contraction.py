@@ -100,6 +100,7 @@ class _Contraction:
                 tuple(sorted(self.unshared)),
                 tuple(sorted(self.windows, key=lambda pair: pair[0])),
                 groups,
+                view.stopped,
                 source=equation.source,
             )
         )
@@ -182,7 +183,7 @@ def _check_weight(equation: Equation, view: ParameterView, axes: Sequence[int]) 
             "then grows with it",
             "Initialise the weight with mean zero",
         )
-    if view.parameter.learning_rate is None:
+    if view.parameter.learning_rate is None and not view.stopped:
         raise equation.refuse(
             f"the weight {view.parameter.name} starts at exactly zero, so its learning rate has no natural scale",
             "Give one with learning_rate=",

@@ -153,7 +153,7 @@ def piece(
         )
     part = interpreter.piece(whole, parameter_axis, start, stop, view.shape[axis])
     axes = tuple(frozenset[int]() if n == 1 else a for a, n in zip(view.axes, shape, strict=True))
-    return ParameterView(part, shape, axes, mean, view.scale)
+    return replace(view, parameter=part, shape=shape, axes=axes, mean=mean)
 
 
 def _width_piece(

@@ -18,7 +18,7 @@ class ParameterView:
     """scale · parameter + (mean − scale · mean of the parameter), rearranged; entries stay independent.
 
     `axes[i]` are the parameter's own axes that axis i of the view runs along; none for an axis along which entries
-    repeat. `mean` is the view's mean, an array of the view's shape.
+    repeat. `mean` is the view's mean, an array of the view's shape. A `stopped` view passes no gradient on.
     """
 
     parameter: ParameterStatistics
@@ -26,6 +26,7 @@ class ParameterView:
     axes: tuple[frozenset[int], ...]
     mean: np.ndarray
     scale: float = 1.0
+    stopped: bool = False
 
     @property
     def own_axes(self) -> tuple[int, ...]:
