@@ -475,3 +475,40 @@ def test_a_choice_by_another_branch(data):
     open_gates, h = relu_dual(s.k, s.a, s.b)[1], s.act(relu_dual)
     kernel = limit(pair(apply, w=(64, 5), u=(64, 5), v=(1, 64)))
     check(kernel, data, State(open_gates * h.k, None, None, open_gates * (h.k + h.theta)))
+
+
+def test_products_of_gaussians_that_share_a_weight(rng):
+    """v·((Wa)(Wb)), a and b the halves of x: four correlated Gaussians, by Isserlis' theorem."""
+    x, y = rng.normal(size=(7, 6)), rng.normal(size=(4, 6))
+    kernel = limit(pair(lambda p, x: p["v"] @ ((p["w"] @ x[:3]) * (p["w"] @ x[3:])), w=(64, 3), v=(1, 64)))
+    halves = (x[:, :3], x[:, 3:]), (y[:, :3], y[:, 3:])
+    between = [[left @ right.T / 3 for right in halves[1]] for left in halves[0]]
+    own = [np.sum(a * b, axis=1) / 3 for a, b in halves]
+    crossed = between[0][0] * between[1][1] + between[0][1] * between[1][0]
+    k = np.outer(*own) + crossed
+    check(kernel, (x, y), State(k, None, None, k + 2 * crossed))
+
+
+def test_one_flat_array_holds_all_weights(data):
+    """Slices of one vector, reshaped where they are used, one of them twice."""
+
+    def apply(p, x):
+        w, m, v = p[: 64 * 5].reshape(64, 5), p[64 * 5 : -64].reshape(64, 64), p[-64:].reshape(1, 64)
+        h = jax.nn.relu(w @ x)
+        return v @ jax.nn.relu(h @ m.T + m @ jax.nn.relu(h))
+
+    def separate(p, x):
+        h = jax.nn.relu(p["w"] @ x)
+        return p["v"] @ jax.nn.relu(p["m"] @ h + p["m"] @ jax.nn.relu(h))
+
+    def init(key):
+        return jax.random.normal(key, (64 * 5 + 64 * 64 + 64,)) / 8
+
+    def split(key):
+        keys = jax.random.split(key, 3)
+        shapes = {"w": (64, 5), "m": (64, 64), "v": (1, 64)}
+        return {name: jax.random.normal(k, s) / 8 for k, (name, s) in zip(keys, shapes.items(), strict=True)}
+
+    flat, apart = limit((init, apply)), limit((split, separate))
+    for found, expected in zip(flat.both(*data), apart.both(*data), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-13)

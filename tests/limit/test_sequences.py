@@ -79,6 +79,17 @@ def test_recurrent_network_in_a_scan(rng, read):
     check(kernel, x, y, readout(s, read).dense(1.0), space=(6,) if read == "all" else ())
 
 
+def test_learned_initial_state(rng):
+    """A vector of parameters that a weight acts on is a signal."""
+    x, y, s = sequences(rng, 1)
+
+    def apply(p, x):
+        return p["last"] @ jax.lax.erf(p["embed"] @ x[0] + p["u"] @ p["start"])
+
+    kernel = limit(network(apply, u=dense(WIDTH, WIDTH), start=Entries((WIDTH,), 0.6)))
+    check(kernel, x, y, s.dense(1.0).bias(0.6, 1.2).act(Erf).dense(1.0))
+
+
 def test_residual_recurrence(rng):
     """h_t = h_{t-1} + relu(z_t + U h_{t-1}) / 2, whose steps are correlated."""
     x, y, s = sequences(rng, 6)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -112,6 +113,11 @@ def _common_layout(equation: Equation, values: Sequence[Value], pieces: Sequence
     for signal in signals:
         atoms = [_atom(signal, axis, place) for axis, place in order]
         if any(not isinstance(atom, Width) for atom in atoms) and not all(s.is_known for s in signal.segments):
+            if signal.layout.width > 1:
+                raise equation.refuse(
+                    "it multiplies or adds every feature of one signal and every feature of another",
+                    "Contract one of the two first, as in (q kᵀ / d) v instead of q (kᵀ v)",
+                )
             raise repeated(equation)
         indices = [atom.index for atom in atoms if isinstance(atom, Width)]
         orders.append(sorted(range(len(indices)), key=lambda k, indices=indices: indices[k]))
@@ -252,7 +258,7 @@ def _parameter_segment(
     if not view.own_axes and prod(layout.shape) != 1 and not one_unit:
         raise repeated(equation, view.parameter.name)
     positions: list[Space] = []
-    tags: list[tuple[int, ...]] = []
+    tags: list[tuple[Any, ...]] = []
     for axis, row in enumerate(layout.axes):
         own = axis in view.own_axes
         for atom in row:
@@ -260,7 +266,7 @@ def _parameter_segment(
                 raise repeated(equation, view.parameter.name)
             if isinstance(atom, Space) and own:
                 positions.append(atom)
-                tags.append((*sorted(view.axes[axis]), len(row)))
+                tags.append((*sorted(view.axes[axis], key=repr), len(row)))
     interpreter.claim(view.parameter, ("entries", *tags), equation.source)
     leaf = interpreter.interned(
         ParameterLeaf(view.parameter, view.scale, tuple(atom.length for atom in positions), source=equation.source)

@@ -33,6 +33,7 @@ from ..graph.signal import (
 )
 from ..graph.space import Window, slide
 from . import known as kn
+from .algebra import MADE_ADVICE, made_from_parameters
 from .align import as_signal
 from .constancy import constant_axes
 from .interpreter import Equation, Interpreter, rule, width_leaves
@@ -176,10 +177,7 @@ def total(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     if isinstance(operand, Known):
         return default(interpreter, equation)
     if isinstance(operand, ParameterView):
-        raise equation.refuse(
-            "it sums the entries of a parameter (as weight normalisation and weight standardisation do)",
-            "Use the parameter entry by entry, or as a weight",
-        )
+        raise equation.refuse(made_from_parameters(operand.parameter.name), MADE_ADVICE)
     assert isinstance(operand, Signal)
     return [summed(interpreter, equation, operand, tuple(equation.parameters["axes"]))]
 

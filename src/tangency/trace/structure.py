@@ -147,7 +147,7 @@ def piece(
         return replace(view, shape=shape, mean=mean)
     (parameter_axis, *others) = own
     whole = view.parameter
-    if others or whole.shape[parameter_axis] != view.shape[axis]:
+    if others or not isinstance(parameter_axis, int) or whole.shape[parameter_axis] != view.shape[axis]:
         raise equation.refuse(
             f"it cuts the parameter {whole.name} across the axes it is stored in", "Store the pieces separately"
         )
