@@ -512,3 +512,24 @@ def test_one_flat_array_holds_all_weights(data):
     flat, apart = limit((init, apply)), limit((split, separate))
     for found, expected in zip(flat.both(*data), apart.both(*data), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-13)
+
+
+def test_a_branch_that_each_example_chooses(data):
+    """lax.cond: examples with x₀ > 0 go through one more layer; across the branches only the means meet."""
+
+    def apply(p, x):
+        def deeper(h):
+            return jax.nn.relu(p["m"] @ h)
+
+        return p["v"] @ jax.lax.cond(x[0] > 0, deeper, lambda h: h, jax.nn.relu(p["w"] @ x))
+
+    x, y = data
+    first = State.inputs(x, y).dense(1 / 5)
+    shallow = first.act(relu_dual)
+    second = shallow.dense(1.0)
+    deep = second.act(relu_dual)
+    across = np.sqrt(np.outer(first.a, second.b)) / (2 * np.pi), np.sqrt(np.outer(second.a, first.b)) / (2 * np.pi)
+    here, there = (x[:, 0] > 0)[:, None], (y[:, 0] > 0)[None, :]
+    k = np.where(here & there, deep.k, np.where(here, across[1], np.where(there, across[0], shallow.k)))
+    inner = np.where(here & there, deep.theta, np.where(here | there, 0.0, shallow.theta))
+    check(limit(pair(apply, w=(64, 5), m=(64, 64), v=(1, 64))), data, State(k, None, None, k + inner))
