@@ -83,29 +83,41 @@ def huber(delta: float = 1.0) -> Loss:
 
 
 @cache
-def hinge() -> Loss:
-    """max(0, 1 − y f) for y = ±1: `optax.hinge_loss`. At the kink the derivative is the subgradient −y/2."""
+def hinge(smoothing: float = 0.0) -> Loss:
+    """max(0, u) with u = 1 − y f, for y = ±1: `optax.hinge_loss`. At the kink the derivative is the subgradient −y/2.
 
-    def function(prediction: Any, target: Any) -> Any:
+    A `smoothing` ε > 0 rounds the kink off, as u²/(2ε) for 0 ≤ u ≤ ε and u − ε/2 above (its Moreau envelope).
+    """
+    smoothing = _smoothing(smoothing)
+
+    def kinked(prediction: Any, target: Any) -> Any:
         return jnp.sum(optax.hinge_loss(prediction, target))
 
-    return Loss("hinge", function, "signs", smooth=False)
+    def smooth(prediction: Any, target: Any) -> Any:
+        return jnp.sum(_rounded(1 - prediction * target, 1.0, 0.0, smoothing))
+
+    return _with_kinks("hinge", kinked, smooth, "signs", smoothing)
 
 
 @cache
-def quantile(level: float = 0.5) -> Loss:
+def quantile(level: float = 0.5, smoothing: float = 0.0) -> Loss:
     """max(q r, (q − 1) r) with r = y − f, minimised by the q-quantile of y (Koenker and Bassett 1978).
 
-    At the kink the derivative is the mean of the two one-sided ones.
+    At the kink the derivative is the mean of the two one-sided ones. A `smoothing` ε > 0 rounds the kink off, as
+    r²/(2ε) for (q − 1) ε ≤ r ≤ q ε (its Moreau envelope).
     """
     if not (isinstance(level, int | float) and 0 < level < 1):
         raise InputError(f"level is {level!r}; a quantile lies between 0 and 1")
+    smoothing = _smoothing(smoothing)
 
-    def function(prediction: Any, target: Any) -> Any:
+    def kinked(prediction: Any, target: Any) -> Any:
         rest = target - prediction
         return jnp.sum(jnp.maximum(level * rest, (level - 1) * rest))
 
-    return Loss(f"quantile({level:g})", function, "real", smooth=False)
+    def smooth(prediction: Any, target: Any) -> Any:
+        return jnp.sum(_rounded(target - prediction, level, 1 - level, smoothing))
+
+    return _with_kinks(f"quantile({level:g})", kinked, smooth, "real", smoothing)
 
 
 @cache
@@ -158,7 +170,9 @@ def check_loss_targets(loss: Loss, values: object, n: int) -> np.ndarray:
             _check(array, array >= 0, "labels are integers from 0 up")
         return array.astype(np.int64)
     if loss.targets == "classes" and array.ndim == 1:
-        raise InputError(f"y has dtype {array.dtype}; softmax takes integer labels [{n}] or distributions [{n}, classes]")
+        raise InputError(
+            f"y has dtype {array.dtype}; softmax takes integer labels [{n}] or distributions [{n}, classes]"
+        )
     array = array.astype(np.float64)
     if loss.targets == "classes":
         rows = np.all(array >= 0, axis=1) & (np.abs(array.sum(axis=1) - 1) < 1e-6)
@@ -176,6 +190,24 @@ def _check(array: np.ndarray, good: np.ndarray, why: str) -> None:
     if not good.all():
         row = int(np.argmin(good.reshape(len(array), -1).all(axis=1)))
         raise InputError(f"{why}: row {row} of y has {array[row]}")
+
+
+def _rounded(u: Any, above: float, below: float, smoothing: float) -> Any:
+    """The Moreau envelope of max(above · u, −below · u)."""
+    inside = jnp.clip(u, -below * smoothing, above * smoothing)
+    return inside**2 / (2 * smoothing) + above * jnp.maximum(u - inside, 0) + below * jnp.maximum(inside - u, 0)
+
+
+def _with_kinks(name: str, kinked: Any, smooth: Any, targets: Targets, smoothing: float) -> Loss:
+    if smoothing == 0:
+        return Loss(name, kinked, targets, smooth=False)
+    return Loss(f"{name} smoothed by {smoothing:g}", smooth, targets, 1 / smoothing)
+
+
+def _smoothing(value: Any) -> float:
+    if not (isinstance(value, int | float) and 0 <= value < np.inf):
+        raise InputError(f"smoothing is {value!r}; give a number ≥ 0")
+    return float(value)
 
 
 def _positive(value: Any, name: str) -> float:

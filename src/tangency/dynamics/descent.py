@@ -1,7 +1,5 @@
 """Gradient descent in function space, step by step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -51,7 +49,7 @@ def kernel_descent(
     throw: bool = True,
     memory: int | None = None,
     progress: Progress | None = None,
-) -> KernelDescent:
+) -> "KernelDescent":
     """f_{t+1} = f_t − η ∇_K C|_{f_t}, from f_0, with what optimisers add to it.
 
     For a model that is linear in its parameters, f = ⟨θ, φ(x)⟩, and its own kernel, this is `optax.sgd(learning_rate,
@@ -231,7 +229,7 @@ class _Settings:
 
 def _settings(
     rate: Any, steps: Any, momentum: Any, nesterov: Any, decay: Any, decay_to: Any, record_every: Any
-) -> _Settings:
+) -> "_Settings":
     if not (_number(rate) and 0 < rate < np.inf):
         raise InputError(f"learning_rate is {rate!r}; give a number > 0")
     if momentum is not None and not (_number(momentum) and 0 <= momentum < 1):
@@ -252,7 +250,9 @@ def _settings(
 
 
 def _number(value: Any) -> bool:
-    return np.ndim(value) == 0 and isinstance(value, int | float | np.number | jax.Array) and not isinstance(value, bool)
+    return (
+        np.ndim(value) == 0 and isinstance(value, int | float | np.number | jax.Array) and not isinstance(value, bool)
+    )
 
 
 def _integer(value: Any) -> bool:
@@ -287,7 +287,7 @@ def _order(n: int, steps: int, batch_size: Any, key: Any, batches: Any) -> np.nd
 
 
 def _descend(
-    task: Problem, block: np.ndarray, settings: _Settings, order: np.ndarray | None
+    task: Problem, block: np.ndarray, settings: "_Settings", order: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, int | None]:
     """Coefficients `[R, N, o]` and scales of f_0 `[R]` at the recorded steps, and the step of divergence."""
     n, outputs = len(task.x), task.outputs

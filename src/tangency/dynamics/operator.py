@@ -46,7 +46,7 @@ class KernelOperator:
         if block.ndim == 4:
             flat = flattened(block) @ coefficients.reshape(*coefficients.shape[:-2], -1, 1)
             return flat.reshape(*coefficients.shape[:-2], len(block), self.outputs)
-        values = block @ coefficients
+        values = (coefficients[..., 0] @ block.T)[..., None] if self.outputs == 1 else block @ coefficients
         return values if self.coupling is None else values @ self.coupling
 
     def evaluate(

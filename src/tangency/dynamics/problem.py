@@ -1,7 +1,5 @@
 """What is trained: examples, targets, a loss of each, a kernel, and the function that training starts from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +24,7 @@ class Problem:
     y: np.ndarray
     loss: Loss
     scalar: bool
-    start: Start
+    start: "Start"
 
     @property
     def outputs(self) -> int:
@@ -130,7 +128,9 @@ def _array(values: Any, name: str, x: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "fiub":
         raise InputError(f"{name} has dtype {array.dtype}; give numbers, or a function of examples")
     if array.ndim not in (1, 2) or len(array) != len(x):
-        raise InputError(f"{name} has shape {array.shape}; the {len(x)} examples need [{len(x)}] or [{len(x)}, outputs]")
+        raise InputError(
+            f"{name} has shape {array.shape}; the {len(x)} examples need [{len(x)}] or [{len(x)}, outputs]"
+        )
     array = array.astype(np.float64)
     finite = np.isfinite(array.reshape(len(x), -1)).all(axis=1)
     if not finite.all():
@@ -138,7 +138,7 @@ def _array(values: Any, name: str, x: np.ndarray) -> np.ndarray:
     return array
 
 
-def _outputs(kernel: Any, loss: Loss, y: np.ndarray, start: Start, outputs: int | None) -> tuple[int, bool]:
+def _outputs(kernel: Any, loss: Loss, y: np.ndarray, start: "Start", outputs: int | None) -> tuple[int, bool]:
     """The number of outputs, and whether the user sees none."""
     if outputs is not None and not (isinstance(outputs, int) and outputs >= 1):
         raise InputError(f"outputs is {outputs!r}; give an integer ≥ 1")

@@ -1,7 +1,5 @@
 """Functions f = Σ_i K(·, z_i) α_i in the reproducing kernel Hilbert space, and the gradient of a cost among them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ def kernel_gradient(
     f: Any = None,
     *,
     outputs: int | None = None,
-) -> RKHSFunction:
+) -> "RKHSFunction":
     """∇_K C|_f = (1/N) Σ_i K(·, x_i) d|_f(x_i), with d|_f(x_i) the derivative of example i's loss at f(x_i).
 
     It is the gradient of C(f) = (1/N) Σ_i loss(f(x_i), y_i) in the RKHS of K: dC(f)[g] = ⟨∇_K C|_f, g⟩_K (Jacot,
@@ -73,7 +71,7 @@ class RKHSFunction:
         values = self._operator.evaluate(x, self.centres, self._columns)
         return values.reshape(len(x), *self.coefficients.shape[1:])
 
-    def inner(self, other: RKHSFunction) -> float:
+    def inner(self, other: "RKHSFunction") -> float:
         """⟨f, g⟩_K."""
         self._check(other)
         values = self._operator.evaluate(self.centres, other.centres, other._columns)
@@ -83,7 +81,7 @@ class RKHSFunction:
         """‖f‖_K; rounding of its square below zero counts as zero."""
         return float(np.sqrt(max(self.inner(self), 0.0)))
 
-    def __add__(self, other: RKHSFunction) -> RKHSFunction:
+    def __add__(self, other: "RKHSFunction") -> "RKHSFunction":
         if not isinstance(other, RKHSFunction):
             return NotImplemented
         self._check(other)
@@ -95,28 +93,28 @@ class RKHSFunction:
             np.concatenate([self.coefficients, other.coefficients]),
         )
 
-    def __sub__(self, other: RKHSFunction) -> RKHSFunction:
+    def __sub__(self, other: "RKHSFunction") -> "RKHSFunction":
         return self + -other if isinstance(other, RKHSFunction) else NotImplemented
 
-    def __neg__(self) -> RKHSFunction:
+    def __neg__(self) -> "RKHSFunction":
         return self._with(-self.coefficients)
 
-    def __mul__(self, factor: float) -> RKHSFunction:
-        return self._with(factor * self.coefficients) if np.isscalar(factor) else NotImplemented
+    def __mul__(self, factor: float) -> "RKHSFunction":
+        return self._with(float(factor) * self.coefficients) if _is_number(factor) else NotImplemented
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> RKHSFunction:
-        return self._with(self.coefficients / divisor) if np.isscalar(divisor) else NotImplemented
+    def __truediv__(self, divisor: float) -> "RKHSFunction":
+        return self._with(self.coefficients / float(divisor)) if _is_number(divisor) else NotImplemented
 
     @property
     def _columns(self) -> np.ndarray:
         return self.coefficients.reshape(len(self.centres), -1)
 
-    def _with(self, coefficients: np.ndarray) -> RKHSFunction:
+    def _with(self, coefficients: np.ndarray) -> "RKHSFunction":
         return RKHSFunction(self.kernel, self.centres, coefficients)
 
-    def _check(self, other: RKHSFunction) -> None:
+    def _check(self, other: "RKHSFunction") -> None:
         if not same_kernel(self.kernel, other.kernel):
             raise InputError(
                 f"the functions have different kernels, {self.kernel!r} and {other.kernel!r}: only functions of one "
@@ -127,3 +125,7 @@ class RKHSFunction:
                 f"the functions have outputs {self.coefficients.shape[1:]} and {other.coefficients.shape[1:]}; they "
                 "must be the same"
             )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)

@@ -59,7 +59,7 @@ class FunctionKernel(Kernel):
     def diagonal(self, kind: Kind, x: Inputs) -> Float[Array, "*kinds n"]:
         starts = range(0, len(x), _DIAGONAL_BLOCK)
         blocks = [x[start : start + _DIAGONAL_BLOCK] for start in starts]
-        module = jnp if isinstance(x, jax.Array) else np
+        module: Any = jnp if isinstance(x, jax.Array) else np
         diagonals = [module.moveaxis(self._call(block, block).diagonal(), -1, 0) for block in blocks]
         return _of_kind(kind, module.concatenate(diagonals))
 
@@ -72,7 +72,9 @@ class FunctionKernel(Kernel):
             if x1.dtype.kind == "f":
                 values = values.astype(x1.dtype, copy=False)
         outputs = values.shape[2:]
-        if values.shape[:2] != (len(x1), len(x2)) or not (outputs == () or (len(outputs) == 2 and len(set(outputs)) == 1)):
+        if values.shape[:2] != (len(x1), len(x2)) or not (
+            outputs == () or (len(outputs) == 2 and len(set(outputs)) == 1)
+        ):
             raise InputError(f"{self!r} returned shape {values.shape}; [{len(x1)}, {len(x2)}] is needed")
         return values
 
