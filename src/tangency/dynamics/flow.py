@@ -181,9 +181,18 @@ class KernelFlow:
         if unresolved == 0:
             return task.operator.evaluate(x, self.x, self._columns(times))
         directions, rounding = self.eigen.eigenvectors[:, :unresolved], self.eigen.rounding(self.ridge)
-        columns = self._columns(times).reshape(*times.shape, *self._training.residual.shape)
-        along = directions.T @ columns
-        rest, step = columns - directions @ along, matrices.outputs or 1
+        residual, step = self._training.residual, matrices.outputs or 1
+
+        def rest_at(time: float) -> np.ndarray:
+            return self._coefficients if np.isinf(time) else self._apply(residual, time, skip=unresolved)
+
+        def along_at(time: float) -> np.ndarray:
+            if np.isinf(time):
+                return np.zeros((unresolved, residual.shape[1]))
+            response = self._response(self.eigenvalues[:unresolved] + self.ridge, time / len(self.x))
+            return response[:, None] * (directions.T @ residual)
+
+        rest, along = _over_times(rest_at, times), _over_times(along_at, times)
         learnt = np.empty((*times.shape, len(x) * step, along.shape[-1]))
         for rows, block in task.operator.rows(x, self.x):
             flat = matrices.flat(block, 2)
@@ -212,9 +221,15 @@ class KernelFlow:
         """A_t b."""
         return self._training.matrices.system.solve(b, self.ridge) if np.isinf(time) else self._apply(b, time)
 
-    def _apply(self, b: np.ndarray, time: float) -> np.ndarray:
-        """A_t b at a finite time."""
-        return self.eigen.filter(lambda eigenvalues: self._response(eigenvalues + self.ridge, time / len(self.x)), b)
+    def _apply(self, b: np.ndarray, time: float, skip: int = 0) -> np.ndarray:
+        """A_t b at a finite time, without the first `skip` directions."""
+
+        def filtered(eigenvalues: np.ndarray) -> np.ndarray:
+            response = self._response(eigenvalues + self.ridge, time / len(self.x))
+            response[:skip] = 0.0
+            return response
+
+        return self.eigen.filter(filtered, b)
 
     def _response(self, rates: np.ndarray, time: float) -> np.ndarray:
         """(1 − e^{−μ τ}) / μ for rates μ ≥ 0 and τ = t/N, which is τ at μ = 0."""
