@@ -43,11 +43,12 @@ class Loss:
 @cache
 def squared() -> Loss:
     """½ Σ (f − y)²: `optax.l2_loss`."""
+    return Loss("squared", _half_squares, "real", 1.0, quadratic=True)
 
-    def function(prediction: Any, target: Any) -> Any:
-        return jnp.sum(optax.l2_loss(prediction, target))
 
-    return Loss("squared", function, "real", 1.0, quadratic=True)
+def _half_squares(prediction: Any, target: Any) -> Any:
+    # At the module's level, so that fitted estimators can be pickled.
+    return jnp.sum(optax.l2_loss(prediction, target))
 
 
 @cache

@@ -109,6 +109,16 @@ def test_the_end_of_other_losses_is_their_minimum():
     np.testing.assert_allclose(one.train([0.0, 1.5, 1e12, np.inf])[:, 0], expected, rtol=1e-10)
 
 
+def test_the_time_at_which_a_cost_is_reached():
+    flow = tg.kernel_flow(KERNEL, X, Y, cost=half_square)
+    time = flow.time_to(0.01)
+    closed = tg.kernel_flow(KERNEL, X, Y)
+    assert ((closed.train(time) - Y) ** 2).sum() / 2 / N == pytest.approx(0.01, rel=1e-8)
+    assert flow.time_to(flow.cost(0.0)) == 0.0
+    with pytest.raises(ConvergenceError, match="has not fallen to -1"):
+        flow.time_to(-1.0)
+
+
 def test_nothing_moves_where_the_start_is_stationary():
     for y, f0 in ((np.zeros(N), None), (Y, Y)):
         flow = tg.kernel_flow(KERNEL, X, y, cost=half_square, f0=f0)
