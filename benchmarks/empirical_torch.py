@@ -13,7 +13,7 @@ import time
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from torch.func import jacrev, vmap
 
 JACOBIAN_BYTES = 4 * 2**30
@@ -32,7 +32,7 @@ def mlp():
 
     def call(p, x):
         for i in range(3):
-            x = F.relu(p[f"w{i}"] @ x + p[f"b{i}"])
+            x = functional.relu(p[f"w{i}"] @ x + p[f"b{i}"])
         return p["w3"] @ x + p["b3"]
 
     return call, parameters, (256, 784)
@@ -43,7 +43,7 @@ def cnn():
 
     def call(p, x):
         for i in range(4):
-            x = F.relu(F.conv2d(x[None], p[f"w{i}"], padding=1)[0])
+            x = functional.relu(functional.conv2d(x[None], p[f"w{i}"], padding=1)[0])
         return p["head"] @ x.mean((1, 2))
 
     return call, parameters, (32, 3, 16, 16)
@@ -60,15 +60,15 @@ def resnet():
             parameters[f"{i}skip"] = draw(b, a, 1, 1)
 
     def conv(w, x, stride=1):
-        return F.conv2d(x[None], w, stride=stride, padding=w.shape[-1] // 2)[0]
+        return functional.conv2d(x[None], w, stride=stride, padding=w.shape[-1] // 2)[0]
 
     def call(p, x):
-        x = F.relu(conv(p["stem"], x))
+        x = functional.relu(conv(p["stem"], x))
         for i in range(len(widths) - 1):
             stride = 2 if f"{i}skip" in p else 1
-            y = F.relu(p[f"{i}a"] * conv(p[f"{i}first"], x, stride) + p[f"{i}b"])
+            y = functional.relu(p[f"{i}a"] * conv(p[f"{i}first"], x, stride) + p[f"{i}b"])
             y = p[f"{i}c"] * conv(p[f"{i}second"], y) + p[f"{i}d"]
-            x = F.relu(y + (conv(p[f"{i}skip"], x, stride) if stride == 2 else x))
+            x = functional.relu(y + (conv(p[f"{i}skip"], x, stride) if stride == 2 else x))
         return p["head"] @ x.mean((1, 2))
 
     return call, parameters, (8, 3, 32, 32)
@@ -91,7 +91,7 @@ def transformer():
             q, k, v = heads[0], heads[1], heads[2]
             weights = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(32), -1)
             x = x + (weights @ v).transpose(0, 1).reshape(64, 256) @ p[f"{i}out"].T
-            x = x + F.gelu(norm(p[f"{i}scales"][1], x) @ p[f"{i}up"].T, approximate="tanh") @ p[f"{i}down"].T
+            x = x + functional.gelu(norm(p[f"{i}scales"][1], x) @ p[f"{i}up"].T, approximate="tanh") @ p[f"{i}down"].T
         return p["head"] @ x.mean(0)
 
     return call, parameters, (8, 64, 256)
@@ -115,14 +115,17 @@ def ntk(call, parameters, x, block):
             right = left if c == a else jacobians(x[c:d])
             tile = sum(torch.einsum("nop,mop->nm", left[k].flatten(2), right[k].flatten(2)) for k in left)
             result[a:b, c:d], result[c:d, a:b] = tile, tile.T
-    return result / call(parameters, x[0]).numel()
+    return (result / call(parameters, x[0]).numel()).cpu()
 
 
 def main():
     torch.manual_seed(0)
+    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.allow_tf32 = False
     name, patience = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 20.0
     call, parameters, shape = NETWORKS[name]()
     x = torch.randn(shape)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     row = 4 * sum(p.numel() for p in parameters.values()) * call(parameters, x[0]).numel()
     block = max(1, min(len(x), JACOBIAN_BYTES // row))
     with torch.no_grad():
@@ -134,7 +137,7 @@ def main():
             ntk(call, parameters, x, block)
             clock.append(time.perf_counter() - begin)
             processor.append(time.process_time() - cpu)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     print(json.dumps({"run s": statistics.median(clock[1:]), "cpu s": statistics.median(processor), "peak": peak}))
 
 

@@ -136,4 +136,3 @@ def test_the_error_falls_as_one_over_the_root_of_the_width(name, rng):
     slope = np.polyfit(np.log(WIDTHS), np.log(errors), 1)[0]
     # Twelve draws of six entries give the logarithm of an error to about 0.15, a slope over four octaves to 0.08.
     assert abs(slope + 0.5) < 0.2, (slope, errors)
-    assert errors[-1] < 0.15

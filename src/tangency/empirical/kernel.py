@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import ceil, prod
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -108,12 +109,17 @@ class EmpiricalKernel(Kernel):
         first, second = _pair(x1, x2)
         return KernelOperator(ProductMatrix(self, first, second, outputs=self._outputs, memory=self._memory))
 
+    @property
+    def plan(self) -> Plan | None:
+        """How the last matrix was computed; None before the first."""
+        return None if self._last is None else self._last[1]
+
     def __str__(self) -> str:
         if self._last is None:
             return "finite-width NTK: not traced yet (call it on data)"
         traced, plan, n, m = self._last
         names = self._opened(None).names
-        size = f"{n} × {m} examples and {plan.chunk} of them a block"
+        size = f"{n} × {m} examples and {plan.chunk} of them a block, {plan.temporary / 2**20:.3g} MiB of temporaries"
         lines = [f"finite-width NTK of {self._opened(None).name}, {traced.outputs} outputs; {size}"]
         if plan.products:
             return "\n".join([*lines, "  all parameters: NTK-vector products"])
@@ -295,6 +301,8 @@ class EmpiricalKernel(Kernel):
             if memory is None or taken is None or taken + result_bytes(traced, request) <= memory:
                 break
             safety *= max(1.25, taken / plan.temporary)
+        if taken is not None:
+            plan = replace(plan, temporary=taken)
         self._plans[key] = plan
         return plan
 
@@ -352,9 +360,12 @@ def _precision(x: Any) -> Any:
 
 
 def _is_tracer(x: Any) -> bool:
+    """Whether x is traced, asked without copying it from its device."""
+    if not isinstance(x, jax.Array):
+        return False
     try:
-        np.asarray(x)
-    except jax.errors.TracerArrayConversionError:
+        x.devices()
+    except jax.errors.ConcretizationTypeError:
         return True
     return False
 

@@ -66,7 +66,7 @@ class Plan:
     chunk: int
     products: bool
     temporary: float
-    """Bytes that it is counted to take beside the result and the parameters."""
+    """Bytes beside the result and the parameters: the compiler's count where there is one, else our own."""
 
 
 def planned(traced: Traced, method: str, request: Request, memory: int | None, safety: float = 1.0) -> Plan:
@@ -89,7 +89,8 @@ def planned(traced: Traced, method: str, request: Request, memory: int | None, s
 
 def free_memory() -> int | None:
     """Bytes that can be had on the device that JAX computes on; None if unknown."""
-    (device,) = jnp.zeros(()).devices()
+    with jax.ensure_compile_time_eval():
+        (device,) = jnp.zeros(()).devices()
     statistics = device.memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
