@@ -18,18 +18,22 @@ if TYPE_CHECKING:
     from .estimators import NTKRegressor as NTKRegressor
     from .gram import gram as gram
     from .graph.sampling import QuasiMonteCarlo as QuasiMonteCarlo
+    from .kernels import FourierFeatures as FourierFeatures
     from .kernels import FunctionKernel as FunctionKernel
     from .kernels import Kernel as Kernel
+    from .kernels import RandomFunctions as RandomFunctions
     from .limit import limit as limit
 
 warn_of_faulty_release()
 
 _HOMES = {
+    "FourierFeatures": "kernels",
     "FunctionKernel": "kernels",
     "Kernel": "kernels",
     "NTKClassifier": "estimators",
     "NTKRegressor": "estimators",
     "QuasiMonteCarlo": "graph.sampling",
+    "RandomFunctions": "kernels",
     "empirical": "empirical",
     "gaussian_process": "dynamics",
     "gram": "gram",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil, prod
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -73,6 +73,16 @@ class EmpiricalKernel(Kernel):
         if kind != "ntk":
             raise InputError(f"kind: a finite network has an NTK only, got {kind!r}; kernel(x1, x2) is the NTK")
         return self._total(x1, x2, progress, None)
+
+    def at(self, network: Network) -> EmpiricalKernel:
+        """The same kernel of a network that differs in the values of its arrays alone; compiled code is shared."""
+        other = EmpiricalKernel(lambda _: network, self._outputs, self._method, self._memory)
+        other._blocks = self._blocks
+        for key, traced in self._traced.items():
+            parameters = [jnp.asarray(p, q.dtype) for p, q in zip(network.parameters, traced.parameters, strict=True)]
+            rest = [r if not hasattr(q, "dtype") else jnp.asarray(r, q.dtype) for r, q in zip(jax.tree.leaves(network.state), traced.rest, strict=True)]
+            other._traced[key] = replace(traced, parameters=tuple(parameters), rest=tuple(rest))
+        return other
 
     def layers(self, x1: Inputs, x2: Inputs | None = None) -> dict[str, Array]:
         """The part of Θ that each parameter contributes, by the parameter's name; their sum is `kernel(x1, x2)`."""
@@ -250,7 +260,7 @@ class EmpiricalKernel(Kernel):
 
     def _block(self, traced: Traced, pairing: Pairing, leaf: int | None, mirrored: bool) -> Any:
         """The compiled NTK of two blocks of examples; of one with itself if `mirrored`."""
-        key = (id(traced), pairing, leaf, mirrored)
+        key = (id(traced.program), pairing, leaf, mirrored)
         if key not in self._blocks:
             program, rates = traced.program, traced.rates
 

@@ -44,14 +44,14 @@ class FunctionKernel(Kernel):
             values = module.tril(values) + module.tril(values, -1).T
         if progress is not None:
             progress(1, 1)
-        return _of_kind(kind, values)
+        return of_kind(kind, values)
 
     def diagonal(self, kind: Kind, x: Inputs) -> Float[Array, "*kinds n"]:
         starts = range(0, len(x), _DIAGONAL_BLOCK)
         blocks = [x[start : start + _DIAGONAL_BLOCK] for start in starts]
         diagonals = [self._call(block, block).diagonal() for block in blocks]
         module = jnp if isinstance(x, jax.Array) else np
-        return _of_kind(kind, module.concatenate(diagonals))
+        return of_kind(kind, module.concatenate(diagonals))
 
     def _call(self, x1: Inputs, x2: Inputs) -> Array:
         if isinstance(x1, jax.Array) or isinstance(x2, jax.Array):
@@ -66,7 +66,8 @@ class FunctionKernel(Kernel):
         return values
 
 
-def _of_kind(kind: Kind, values: Array) -> Array:
+def of_kind(kind: Kind, values: Array) -> Array:
+    """The values as they are, or stacked with themselves where both K and Θ are asked for."""
     if kind != "both":
         return values
     return jnp.stack([values, values]) if isinstance(values, jax.Array) else np.stack([values, values])
