@@ -25,9 +25,7 @@ def test_entry_by_entry(x, kind):
         a, b = A.evaluate(kind, first, second), B.evaluate(kind, first, second)
         combined = 2.0 * (A + B) * A
         np.testing.assert_allclose(combined.evaluate(kind, first, second), 2 * (a + b) * a, rtol=1e-15)
-    np.testing.assert_allclose(
-        (3 * A * B).diagonal(kind, x), 3 * A.diagonal(kind, x) * B.diagonal(kind, x), rtol=1e-15
-    )
+    np.testing.assert_allclose((3 * A * B).diagonal(kind, x), 3 * A.diagonal(kind, x) * B.diagonal(kind, x), rtol=1e-15)
 
 
 def test_a_sum_of_networks_has_the_sum_of_kernels(x):

@@ -58,5 +58,7 @@ class PowerLaw:
         x = np.log(np.asarray(widths, dtype=np.float64))
         count = self.degrees + 2
         with np.errstate(over="ignore"):
-            half = self._quantile(self.degrees) * self.spread * np.sqrt(1 / count + (x - self.centre) ** 2 / self.scatter)
+            half = (
+                self._quantile(self.degrees) * self.spread * np.sqrt(1 / count + (x - self.centre) ** 2 / self.scatter)
+            )
             return self(widths) * np.exp(-half), self(widths) * np.exp(half)

@@ -24,13 +24,16 @@ def sentences(result: Verification) -> tuple[str, ...]:
 def _laziness(result: Verification) -> tuple[str, ...]:
     width, gaps = result.widths[-1], result.gap(LINEARISED)[-1].max(axis=1)
     if not np.isfinite(gaps).all():
-        return (f"At width {width:,} and learning rate {result.learning_rate:.3g} training diverged: nothing to compare.",)
+        return (
+            f"At width {width:,} and learning rate {result.learning_rate:.3g} training diverged: nothing to compare.",
+        )
     gap, drift = gaps.max(), result.drift[-1].max()
     word = "lazy" if gap <= LAZY else "nearly lazy" if gap <= NEARLY_LAZY else "not lazy: it learns features"
     return (
-        f"At width {width:,} and learning rate {result.learning_rate:.3g}, over {result.steps[-1]:,} steps, the network "
-        f"is {word}: it strays from its own linearisation by {_percent(gap)} of the initial error, and its NTK moves by "
-        f"{_percent(drift)} (up to {_percent(LAZY)} counts as lazy, up to {_percent(NEARLY_LAZY)} as nearly so).",
+        f"At width {width:,} and learning rate {result.learning_rate:.3g}, over {result.steps[-1]:,} steps, the "
+        f"network is {word}: it strays from its own linearisation by {_percent(gap)} of the initial error, and its NTK "
+        f"moves by {_percent(drift)} (a distance up to {_percent(LAZY)} counts as lazy, up to {_percent(NEARLY_LAZY)} "
+        "as nearly so).",
     )
 
 
@@ -53,10 +56,10 @@ def _divergence(result: Verification) -> tuple[str, ...]:
 def _initial(result: Verification) -> str:
     error = result.limit_error[-1].mean()
     text = f"At initialisation the NTK is {_percent(error)} away from the limit at width {result.widths[-1]:,}"
-    if result.limit_fit is None:
+    if result.limit_error_fit is None:
         return text + "."
     expected = " (−1/2 is expected)"
-    return f"{text}; over widths the distance falls as width to the power {_slope(result.limit_fit)}{expected}."
+    return f"{text}; over widths the distance falls as width to the power {_slope(result.limit_error_fit)}{expected}."
 
 
 def _drift(result: Verification) -> str:
@@ -64,7 +67,9 @@ def _drift(result: Verification) -> str:
     if not np.isfinite(drift):
         return "How far training moves the NTK is not known, since training diverged."
     text = f"Training moves the NTK by {_percent(drift)} at width {result.widths[-1]:,}"
-    return text + ("." if result.drift_fit is None else f"; over widths as width to the power {_slope(result.drift_fit)}.")
+    return text + (
+        "." if result.drift_fit is None else f"; over widths as width to the power {_slope(result.drift_fit)}."
+    )
 
 
 def _predicted(result: Verification) -> tuple[str, ...]:
@@ -76,7 +81,7 @@ def _predicted(result: Verification) -> tuple[str, ...]:
         f"At width {width:,} the network's training outputs {'stay' if inside else 'do not stay'} within the band of "
         f"{_percent(result.band)} around descent with the limit NTK: they stray by {_percent(gaps.max())}"
     )
-    if result._tested:
+    if result.tested:
         text += f", test outputs by {_percent(result.gap(LIMIT_DESCENT, part='test')[-1].max())}"
     return (text + ".",)
 

@@ -67,8 +67,12 @@ class Verification:
     runs: tuple[tuple[Run, ...], ...]
     """By width, then by seed."""
     band: float
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...]
     """What the derivation of the limit remarked on, such as weights that are not Gaussian."""
+    recursion: str
+    graph: str
+    latex: str
+    """The limit at the largest width: its recursion as text and LaTeX, and its graph."""
 
     @property
     def limit_error(self) -> Float[np.ndarray, "W S"]:
@@ -81,7 +85,7 @@ class Verification:
         return np.array([[run.drift[-1] for run in runs] for runs in self.runs])
 
     @cached_property
-    def limit_fit(self) -> PowerLaw | None:
+    def limit_error_fit(self) -> PowerLaw | None:
         """The power law of `limit_error` in the width: a slope of −1/2 is expected."""
         return PowerLaw.fit(np.array(self.widths), self.limit_error)
 
@@ -96,7 +100,9 @@ class Verification:
         `part` is "train" or "test". Raises InputError on an unknown name.
         """
         self._check(prediction, part)
-        return np.array([[self._distance(run.network, run.predicted[prediction], run, part) for run in r] for r in self.runs])
+        return np.array(
+            [[self._distance(run.network, run.predicted[prediction], run, part) for run in r] for r in self.runs]
+        )
 
     def discretisation(self, kernel: str = "limit") -> Float[np.ndarray, "W S T"]:
         """Distance on the training examples between descent and flow with one kernel, "limit" or "empirical"."""
@@ -105,7 +111,10 @@ class Verification:
             raise InputError(f'kernel: expected "limit" or "empirical", got {kernel!r}')
         descent, flow = pairs[kernel]
         return np.array(
-            [[self._distance(run.predicted[descent], run.predicted[flow], run, "train") for run in r] for r in self.runs]
+            [
+                [self._distance(run.predicted[descent], run.predicted[flow], run, "train") for run in r]
+                for r in self.runs
+            ]
         )
 
     def error(self, trajectory: str | None, *, width: int, seed: int) -> Float[np.ndarray, " T"]:
@@ -139,7 +148,7 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Every number but the trajectories, as plain data for JSON; what is not finite becomes None."""
-        fits = {"limit_error": self.limit_fit, "drift": self.drift_fit}
+        fits = {"limit_error": self.limit_error_fit, "drift": self.drift_fit}
         return {
             "format": _FORMAT,
             "format_version": _VERSION,
@@ -158,7 +167,7 @@ class Verification:
             },
             "largest_gap": {name: _plain(self.gap(name).max(axis=2)) for name in PREDICTIONS},
             "largest_gap_on_test": {name: _plain(self.gap(name, part="test").max(axis=2)) for name in PREDICTIONS}
-            if self._tested
+            if self.tested
             else None,
             "discretisation": _plain(self.discretisation().max(axis=2)),
             "band": self.band,
@@ -182,7 +191,8 @@ class Verification:
         np.savez_compressed(path, allow_pickle=False, summary=summary, **self.arrays())
 
     @property
-    def _tested(self) -> bool:
+    def tested(self) -> bool:
+        """Whether there are test examples."""
         return self.runs[0][0].network.shape[1] > len(self.y)
 
     def _check(self, prediction: str, part: str) -> None:
@@ -190,7 +200,7 @@ class Verification:
             raise InputError(f"prediction: expected one of {', '.join(PREDICTIONS)}; got {prediction!r}")
         if part not in ("train", "test"):
             raise InputError(f'part: expected "train" or "test", got {part!r}')
-        if part == "test" and not self._tested:
+        if part == "test" and not self.tested:
             raise InputError("part: there are no test examples; give x_test to verify")
 
     def _distance(self, f: np.ndarray, g: np.ndarray, run: Run, part: str) -> np.ndarray:

@@ -45,7 +45,7 @@ def verify(
     seeds: int | Sequence[int] = 3,
     learning_rate: float | None = None,
     steps: int = 200,
-    band: float = 0.05,
+    band: float = 0.1,
     batched: bool | None = None,
     memory: int | None = None,
     progress: Progress | None = None,
@@ -67,8 +67,8 @@ def verify(
         x_test: M other examples to follow.
         widths: which to try, at least one.
         seeds: how many, or which; network s has the key `jax.random.key(s)`.
-        learning_rate: η; by default half of 2N/λ_max of the limit NTK at the largest width, up to which descent is
-            stable.
+        learning_rate: η; by default a quarter of 2N/λ_max of the limit NTK at the largest width, up to which descent
+            is stable: narrow networks, whose NTK strays from the limit, need the room.
         steps: of gradient descent.
         band: the distance from the prediction, as a share of the initial error, that counts as agreement.
         batched: as for `tangency.limit`.
@@ -88,10 +88,10 @@ def verify(
     """
     task = _task(x, y, x_test, widths, seeds, learning_rate, steps, band, memory, batched)
     models = [_model(make_model, width) for width in task.widths]
-    limits = [_limit(model, task) for model in models]
+    limits = _limits(models, task)
     stable = limits[-1].training.bound
     if task.rate is None:
-        task = replace(task, rate=stable / 2)
+        task = replace(task, rate=stable / 4)
     count = _Count(progress, len(models) * len(task.seeds) * (len(task.recorded) + _KERNELS))
     runs = tuple(
         _Width(task, width, model, found.training, found.ntk, count).runs()
@@ -99,7 +99,18 @@ def verify(
     )
     assert task.rate is not None
     return Verification(
-        task.widths, task.seeds, task.recorded, task.rate, stable, task.y, runs, float(band), limits[-1].remarks
+        task.widths,
+        task.seeds,
+        task.recorded,
+        task.rate,
+        stable,
+        task.y,
+        runs,
+        float(band),
+        limits[-1].remarks,
+        limits[-1].recursion,
+        limits[-1].graph,
+        limits[-1].latex,
     )
 
 
@@ -189,19 +200,33 @@ def _model(make_model: Any, width: int) -> Any:
 
 @dataclass(frozen=True)
 class _Limit:
+    """The limit NTK, `[N, N]`, as the width grows, with the variances of a network of one width."""
+
     training: MatrixTraining
     ntk: np.ndarray
     remarks: tuple[str, ...]
+    recursion: str
+    graph: str
+    latex: str
 
 
-def _limit(model: Any, task: _Task) -> _Limit:
-    """The limit NTK, `[N, N]`, as the width grows, with the variances that this model has."""
-    kernel = limit(model, batched=task.batched)
+def _limits(models: Sequence[Any], task: _Task) -> list[_Limit]:
+    """One for each width; where the recursion is the same one, so are the matrices."""
     x = task.everything.astype(np.float64)
     n = len(task.y)
-    ntk = gram(kernel, x[:n], memory=task.memory)
-    cross = gram(kernel, x[n:], x[:n], memory=task.memory) if len(x) > n else np.zeros((0, n))
-    return _Limit(MatrixTraining(ntk, cross), ntk, tuple(map(str, kernel.graph().notes)))
+    found: dict[str, _Limit] = {}
+    result = []
+    for model in models:
+        kernel = limit(model, batched=task.batched, input_shape=x.shape[1:])
+        latex = kernel.explain(format="latex")
+        # A bias whose variance shrinks with the fan-in, say, gives each width a recursion of its own.
+        if latex not in found:
+            matrix = gram(kernel, x, memory=task.memory)
+            training = MatrixTraining(matrix[:n, :n], matrix[n:, :n])
+            texts = kernel.explain(), str(kernel), latex
+            found[latex] = _Limit(training, matrix[:n, :n], tuple(map(str, kernel.graph().notes)), *texts)
+        result.append(found[latex])
+    return result
 
 
 class _Width:
@@ -290,5 +315,3 @@ def _relative(found: np.ndarray, expected: np.ndarray) -> float:
     norm = float(np.linalg.norm(expected))
     distance = float(np.linalg.norm(np.asarray(found, dtype=np.float64) - expected))
     return distance / norm if norm > 0 else float("nan")
-
-

@@ -79,9 +79,9 @@ class EmpiricalKernel(Kernel):
         other = EmpiricalKernel(lambda _: network, self._outputs, self._method, self._memory)
         other._blocks = self._blocks
         for key, traced in self._traced.items():
-            parameters = [jnp.asarray(p, q.dtype) for p, q in zip(network.parameters, traced.parameters, strict=True)]
-            rest = [r if not hasattr(q, "dtype") else jnp.asarray(r, q.dtype) for r, q in zip(jax.tree.leaves(network.state), traced.rest, strict=True)]
-            other._traced[key] = replace(traced, parameters=tuple(parameters), rest=tuple(rest))
+            values = ((network.parameters, traced.parameters), (jax.tree.leaves(network.state), traced.rest))
+            parameters, rest = (tuple(map(_like, new, old)) for new, old in values)
+            other._traced[key] = replace(traced, parameters=parameters, rest=rest)
         return other
 
     def layers(self, x1: Inputs, x2: Inputs | None = None) -> dict[str, Array]:
@@ -309,6 +309,10 @@ class EmpiricalKernel(Kernel):
                     'examples at once, outputs="mean" or float32'
                 )
         return block, chunk
+
+
+def _like(new: Any, old: Any) -> Any:
+    return jnp.asarray(new, old.dtype) if hasattr(old, "dtype") and jnp.issubdtype(old.dtype, jnp.inexact) else new
 
 
 def _intermediates(traced: Traced) -> float:

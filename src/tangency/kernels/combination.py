@@ -45,7 +45,9 @@ class _Combination(Kernel):
     def _reduced(self, values: list[Array]) -> Array:
         shapes = {value.shape for value in values}
         if len(shapes) > 1:
-            raise InputError(f"{self!r}: the kernels have shapes {' and '.join(map(str, sorted(shapes)))}; make them equal")
+            raise InputError(
+                f"{self!r}: the kernels have shapes {' and '.join(map(str, sorted(shapes)))}; make them equal"
+            )
         return reduce(type(self)._combine, values)
 
 
@@ -117,5 +119,7 @@ class Mapped(Kernel):
                 mapped = np.asarray(self._map(jnp.asarray(x)))
         except (TypeError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{name}: the mapping failed on an example of shape {np.shape(x)[1:]}: {reason}") from error
+            raise InputError(
+                f"{name}: the mapping failed on an example of shape {np.shape(x)[1:]}: {reason}"
+            ) from error
         return mapped.astype(x.dtype, copy=False) if x.dtype.kind == "f" else mapped

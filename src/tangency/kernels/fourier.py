@@ -3,7 +3,6 @@
 import inspect
 import math
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
