@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float
@@ -185,7 +185,7 @@ class Verification:
             found[name] = np.array([[run.predicted[name] for run in runs] for runs in self.runs])
         return found
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path | BinaryIO) -> None:
         """One `.npz` file, without pickle: `arrays()`, and `to_dict()` as JSON text in the array `summary`."""
         summary = np.array(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False))
         np.savez_compressed(path, allow_pickle=False, summary=summary, **self.arrays())

@@ -17,5 +17,6 @@ from .verification import KernelDriftDisplay as KernelDriftDisplay
 from .verification import OutputsDisplay as OutputsDisplay
 from .verification import TrainingErrorDisplay as TrainingErrorDisplay
 from .verification import WidthScalingDisplay as WidthScalingDisplay
+from .verification_page import percent as percent
 from .verification_page import verification_html as verification_html
 from .verification_page import versions as versions

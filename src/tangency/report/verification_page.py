@@ -64,12 +64,11 @@ def _rows(result: Verification) -> list[tuple[str, Sequence[str]]]:
         result.gap(LINEARISED).max(axis=2).mean(axis=1),
         result.gap(LIMIT_DESCENT).max(axis=2).mean(axis=1),
     )
-    return [
-        (f"{width:,}", [_percent(values[place]) for values in numbers]) for place, width in enumerate(result.widths)
-    ]
+    return [(f"{width:,}", [percent(values[place]) for values in numbers]) for place, width in enumerate(result.widths)]
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A distance for a table."""
     return "diverged" if value != value else f"{100 * value:.1f} %" if value < 10 else "diverged"
 
 
