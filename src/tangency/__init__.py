@@ -10,14 +10,19 @@ from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import errors as errors
+    from . import losses as losses
     from . import models as models
     from .dynamics import gaussian_process as gaussian_process
+    from .dynamics import kernel_descent as kernel_descent
     from .dynamics import kernel_flow as kernel_flow
+    from .dynamics import kernel_gradient as kernel_gradient
+    from .dynamics import verify as verify
     from .empirical import empirical as empirical
     from .estimators import NTKClassifier as NTKClassifier
     from .estimators import NTKRegressor as NTKRegressor
     from .gram import gram as gram
     from .graph.sampling import QuasiMonteCarlo as QuasiMonteCarlo
+    from .kernels import CoupledKernel as CoupledKernel
     from .kernels import FourierFeatures as FourierFeatures
     from .kernels import FunctionKernel as FunctionKernel
     from .kernels import Kernel as Kernel
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 warn_of_faulty_release()
 
 _HOMES = {
+    "CoupledKernel": "kernels",
     "FourierFeatures": "kernels",
     "FunctionKernel": "kernels",
     "Kernel": "kernels",
@@ -37,10 +43,13 @@ _HOMES = {
     "empirical": "empirical",
     "gaussian_process": "dynamics",
     "gram": "gram",
+    "kernel_descent": "dynamics",
     "kernel_flow": "dynamics",
+    "kernel_gradient": "dynamics",
     "limit": "limit",
+    "verify": "dynamics",
 }
-_ROOMS = ("errors", "models")
+_ROOMS = ("errors", "losses", "models")
 
 __all__ = ["__version__", *_HOMES, *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -148,7 +148,7 @@ def test_cholesky_suffices_at_infinite_time():
     x, y, x_new = data()
     flow = kernel_flow(KERNEL, x, y, ridge=0.1)
     flow(x_new), flow.variance(x_new), flow.train()
-    assert "eigen" not in flow._training.system.__dict__
+    assert "eigen" not in flow._training.matrices.system.__dict__
 
 
 def test_blocks_of_rows_do_not_show(monkeypatch):
