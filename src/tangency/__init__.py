@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .dynamics import kernel_gradient as kernel_gradient
     from .dynamics import verify as verify
     from .empirical import empirical as empirical
+    from .empirical import linearize as linearize
+    from .empirical import taylor as taylor
     from .estimators import NTKClassifier as NTKClassifier
     from .estimators import NTKRegressor as NTKRegressor
     from .gram import gram as gram
@@ -47,6 +49,8 @@ _HOMES = {
     "kernel_flow": "dynamics",
     "kernel_gradient": "dynamics",
     "limit": "limit",
+    "linearize": "empirical",
+    "taylor": "empirical",
     "verify": "dynamics",
 }
 _ROOMS = ("errors", "losses", "models")

@@ -14,11 +14,13 @@ import numpy as np
 
 from ..errors import InputError, MemoryLimitError, NonFiniteError
 from ..kernels.base import Kernel
+from ..kernels.operator import KernelOperator
 from ..memory import available_memory
 from ..types import Array, Inputs, Kind, Progress
 from .contraction import Pairing
 from .gradients import contributions, cost, gradients, held
 from .model import Network
+from .operator import ProductMatrix
 from .products import products
 from .program import Program, opened
 
@@ -95,6 +97,25 @@ class EmpiricalKernel(Kernel):
             raise InputError(f"kind: a finite network has an NTK only, got {kind!r}")
         rows = [np.asarray(self._total(x[i : i + 1], None, None, None))[0, 0] for i in range(len(x))]
         return jnp.asarray(np.stack(rows)) if isinstance(x, jax.Array) else np.stack(rows)
+
+    def operator(self, x1: Inputs, x2: Inputs | None = None, *, kind: Kind = "ntk") -> KernelOperator:
+        """The NTK matrix as a linear operator, for SciPy and lineax; its products never form it.
+
+        `[n, m]` for outputs="mean" and for one functional; `[n·k, m·k]`, the k outputs of an example side by side, for
+        "full" and for k functionals. A product takes one backward and one forward pass through the network (for "mean"
+        one of each for each output), over as many examples at once as fit the memory. Complex networks give a Hermitian
+        operator.
+
+        Raises:
+            InputError: as for the kernel; also for outputs="diagonal", which is a matrix for each output.
+            MemoryLimitError: in a product, if not even one example at a time fits.
+        """
+        if kind != "ntk":
+            raise InputError(f"kind: a finite network has an NTK only, got {kind!r}")
+        first, second = _pair(x1, x2)
+        return KernelOperator(
+            ProductMatrix(self, first, second, outputs=self._outputs, intermediates=_intermediates, memory=self._memory)
+        )
 
     def __str__(self) -> str:
         if self._last is None:
@@ -194,14 +215,11 @@ class EmpiricalKernel(Kernel):
 
     def _total(self, x1: Any, x2: Any, progress: Progress | None, leaf: int | None) -> Any:
         host = not isinstance(x1, jax.Array) and not isinstance(x2, jax.Array)
-        arrays = [_examples(x, name) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
-        if len(arrays) == 2 and arrays[0].shape[1:] != arrays[1].shape[1:]:
-            raise InputError(f"an example of x1 has shape {arrays[0].shape[1:]}, one of x2 {arrays[1].shape[1:]}")
-        double = arrays[0].dtype == np.float64
+        first, second = _pair(x1, x2)
+        double = first.dtype == np.float64
         with jax.enable_x64(bool(double or jax.config.jax_enable_x64)):  # pyright: ignore[reportAttributeAccessIssue]
-            traced = self.traced(arrays[0])
+            traced = self.traced(first)
             rows = self.functionals(traced)
-            first, second = arrays[0], arrays[1] if len(arrays) > 1 else None
             if traced.complex_outputs:
                 result = self._complex(traced, rows, first, second, progress, leaf)
             else:
@@ -330,16 +348,33 @@ def _intermediates(traced: Traced) -> float:
     return count(traced.program.jaxpr.jaxpr)
 
 
+def _pair(x1: Any, x2: Any) -> tuple[Any, Any]:
+    """Both sets of examples, checked."""
+    first = _examples(x1, "x1")
+    second = None if x2 is None else _examples(x2, "x2")
+    if second is not None and first.shape[1:] != second.shape[1:]:
+        raise InputError(f"an example of x1 has shape {first.shape[1:]}, one of x2 {second.shape[1:]}")
+    return first, second
+
+
 def _examples(x: Any, name: str) -> Any:
     array = x if isinstance(x, jax.Array) else np.asarray(x)
     if array.ndim < 1 or array.size == 0:
         raise InputError(f"{name}: expected examples along the first axis, got shape {array.shape}")
     if array.dtype.kind not in "fciub" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"{name}: expected numbers, got dtype {array.dtype}")
-    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+    if array.dtype.kind in "fc" and not _is_tracer(array) and not np.isfinite(array).all():
         row = int(np.argmin(np.isfinite(np.asarray(array)).reshape(len(array), -1).all(axis=1)))
         raise NonFiniteError(f"{name}[{row}] is not finite: it holds NaN or infinity; remove or impute it")
     return array
+
+
+def _is_tracer(x: Any) -> bool:
+    try:
+        np.asarray(x)
+    except jax.errors.TracerArrayConversionError:
+        return True
+    return False
 
 
 def _cuts(length: int, step: int) -> list[tuple[int, int]]:

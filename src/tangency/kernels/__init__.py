@@ -9,4 +9,6 @@ from .coupled import CoupledKernel as CoupledKernel
 from .fourier import FourierFeatures as FourierFeatures
 from .function import FunctionKernel as FunctionKernel
 from .function import as_kernel as as_kernel
+from .operator import KernelOperator as KernelOperator
+from .operator import TraceEstimate as TraceEstimate
 from .random_functions import RandomFunctions as RandomFunctions

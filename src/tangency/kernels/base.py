@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 
 from ..types import Array, Gram, Inputs, Kind, Progress
+from .operator import KernelOperator
+from .tile_matrix import TileMatrix
+from .tiles import TILE
 
 
 class Kernel(abc.ABC):
@@ -70,3 +73,16 @@ class Kernel(abc.ABC):
         from .combination import Mapped
 
         return Mapped(self, mapping)
+
+    def operator(self, x1: Inputs, x2: Inputs | None = None, *, kind: Kind = "ntk") -> KernelOperator:
+        """The matrix `[n, m]` of one kind as a linear operator, for SciPy and lineax: it is computed anew for each
+        product, tile by tile, and never held.
+
+        Raises:
+            InputError: the kernel has no such kind, or the shapes of the inputs do not fit.
+        """
+        return KernelOperator(TileMatrix(self, kind, x1, x2))
+
+    def tile(self, kind: Kind, x: Inputs) -> int:
+        """How many examples like x to take at once on each side inside `jit`, where nothing else bounds the memory."""
+        return TILE

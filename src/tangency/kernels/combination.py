@@ -42,6 +42,9 @@ class _Combination(Kernel):
     def diagonal(self, kind: Kind, x: Inputs) -> Array:
         return self._reduced([kernel.diagonal(kind, x) for kernel in self.kernels])
 
+    def tile(self, kind: Kind, x: Inputs) -> int:
+        return min(kernel.tile(kind, x) for kernel in self.kernels)
+
     def _reduced(self, values: list[Array]) -> Array:
         shapes = {value.shape for value in values}
         if len(shapes) > 1:
@@ -86,6 +89,9 @@ class Scaled(Kernel):
     def diagonal(self, kind: Kind, x: Inputs) -> Array:
         return self.factor * self.kernel.diagonal(kind, x)
 
+    def tile(self, kind: Kind, x: Inputs) -> int:
+        return self.kernel.tile(kind, x)
+
 
 class Mapped(Kernel):
     """k(γ(x), γ(x′)) for a mapping γ of one example, a JAX function or an Equinox module.
@@ -110,6 +116,9 @@ class Mapped(Kernel):
 
     def diagonal(self, kind: Kind, x: Inputs) -> Array:
         return self.kernel.diagonal(kind, self._mapped(x, "x"))
+
+    def tile(self, kind: Kind, x: Inputs) -> int:
+        return self.kernel.tile(kind, self._mapped(x, "x"))
 
     def _mapped(self, x: Inputs, name: str) -> Array:
         try:
