@@ -31,9 +31,9 @@ def _laziness(result: Verification) -> tuple[str, ...]:
     word = "lazy" if gap <= LAZY else "nearly lazy" if gap <= NEARLY_LAZY else "not lazy: it learns features"
     return (
         f"At width {width:,} and learning rate {result.learning_rate:.3g}, over {result.steps[-1]:,} steps, the "
-        f"network is {word}: it strays from its own linearisation by {_percent(gap)} of the initial error, and its NTK "
-        f"moves by {_percent(drift)} (a distance up to {_percent(LAZY)} counts as lazy, up to {_percent(NEARLY_LAZY)} "
-        "as nearly so).",
+        f"network is {word}: it strays from its own linearisation by up to {_percent(gap)} of the initial error, and "
+        f"its NTK moves by up to {_percent(drift)} (a distance up to {_percent(LAZY)} counts as lazy, up to "
+        f"{_percent(NEARLY_LAZY)} as nearly so).",
     )
 
 
@@ -58,8 +58,8 @@ def _initial(result: Verification) -> str:
     text = f"At initialisation the NTK is {_percent(error)} away from the limit at width {result.widths[-1]:,}"
     if result.limit_error_fit is None:
         return text + "."
-    expected = " (−1/2 is expected)"
-    return f"{text}; over widths the distance falls as width to the power {_slope(result.limit_error_fit)}{expected}."
+    slope = _slope(result.limit_error_fit)
+    return f"{text}; over widths the distance goes as width to the power {slope}, where theory expects −1/2."
 
 
 def _drift(result: Verification) -> str:
@@ -79,7 +79,7 @@ def _predicted(result: Verification) -> tuple[str, ...]:
     width, inside = result.widths[-1], bool(result.within_band[-1].all())
     text = (
         f"At width {width:,} the network's training outputs {'stay' if inside else 'do not stay'} within the band of "
-        f"{_percent(result.band)} around descent with the limit NTK: they stray by {_percent(gaps.max())}"
+        f"{_percent(result.band)} around descent with the limit NTK: they stray by up to {_percent(gaps.max())}"
     )
     if result.tested:
         text += f", test outputs by {_percent(result.gap(LIMIT_DESCENT, part='test')[-1].max())}"
@@ -95,8 +95,10 @@ def _discretisation(result: Verification) -> str:
 
 def _slope(fit: PowerLaw) -> str:
     if not np.isfinite(fit.low):
-        return f"{fit.slope:.2f} (too few runs for a confidence interval)"
-    return f"{fit.slope:.2f} (95 % confidence {fit.low:.2f} to {fit.high:.2f})"
+        slope = f"{fit.slope:.2f}".replace("-", "−")
+        return f"{slope} (too few runs for a confidence interval)"
+    slope, low, high = (f"{value:.2f}".replace("-", "−") for value in (fit.slope, fit.low, fit.high))
+    return f"{slope} (95 % confidence {low} to {high})"
 
 
 def _percent(value: float) -> str:

@@ -223,9 +223,8 @@ def _limits(models: Sequence[Any], task: _Task) -> list[_Limit]:
         if latex not in found:
             matrix = gram(kernel, x, memory=task.memory)
             training = MatrixTraining(matrix[:n, :n], matrix[n:, :n])
-            texts = kernel.explain(), str(kernel), latex
-            found[latex] = _Limit(training, matrix[:n, :n], tuple(map(str, kernel.graph().notes)), *texts)
-        result.append(found[latex])
+            found[latex] = _Limit(training, matrix[:n, :n], tuple(map(str, kernel.graph().notes)), "", "", latex)
+        result.append(replace(found[latex], recursion=kernel.explain(), graph=str(kernel)))
     return result
 
 

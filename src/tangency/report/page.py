@@ -38,6 +38,7 @@ class Report:
     notes: Sequence[str] = ()
     footer: str = ""
     table_title: str = "Test part"
+    table_caption: str = ""
     row_title: str = "model"
     marked_row: int = 0
     verdict: Sequence[str] = ()

@@ -52,7 +52,9 @@ class WidthScalingDisplay:
         )  # fmt: skip
         if self.fit is not None:
             grid = np.geomspace(self.widths.min(), self.widths.max(), 60)
-            ax.plot(grid, self.fit(grid), color=BLUE, linewidth=1.6, label=f"slope {self.fit.slope:.2f}")
+            ax.plot(
+                grid, self.fit(grid), color=BLUE, linewidth=1.6, label=f"slope {self.fit.slope:.2f}".replace("-", "−")
+            )
             low, high = self.fit.band(grid)
             if np.isfinite(high).all() and (low > 0).all():
                 ax.fill_between(grid, low, high, color=BLUE, alpha=0.15, linewidth=0, label="95 % confidence")

@@ -36,6 +36,11 @@ def verification_html(
         ),
         verdict=result.verdict(),
         table_title="By width",
+        table_caption=(
+            "Means over seeds: the NTK at initialisation to the limit; its change in training; and how far the network "
+            "strays from its linearisation and from descent with the limit NTK at most, as a share of the initial "
+            "error."
+        ),
         row_title="width",
         marked_row=len(result.widths) - 1,
         metric_names=("NTK to limit", "NTK drift", "to linearised", "to limit"),
