@@ -28,11 +28,12 @@ def _laziness(result: Verification) -> tuple[str, ...]:
             f"At width {width:,} and learning rate {result.learning_rate:.3g} training diverged: nothing to compare.",
         )
     gap, drift = gaps.max(), result.drift[-1].max()
-    word = "lazy" if gap <= LAZY else "nearly lazy" if gap <= NEARLY_LAZY else "not lazy: it learns features"
+    larger = max(gap, drift)
+    word = "lazy" if larger <= LAZY else "nearly lazy" if larger <= NEARLY_LAZY else "not lazy, but learns features"
     return (
         f"At width {width:,} and learning rate {result.learning_rate:.3g}, over {result.steps[-1]:,} steps, the "
         f"network is {word}: it strays from its own linearisation by up to {_percent(gap)} of the initial error, and "
-        f"its NTK moves by up to {_percent(drift)} (a distance up to {_percent(LAZY)} counts as lazy, up to "
+        f"its NTK moves by up to {_percent(drift)} (the larger of the two up to {_percent(LAZY)} counts as lazy, up to "
         f"{_percent(NEARLY_LAZY)} as nearly so).",
     )
 

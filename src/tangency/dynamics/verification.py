@@ -21,7 +21,7 @@ LIMIT_DESCENT, LIMIT_FLOW = "descent, limit NTK", "flow, limit NTK"
 PREDICTIONS = (LINEARISED, EMPIRICAL_DESCENT, EMPIRICAL_FLOW, LIMIT_DESCENT, LIMIT_FLOW)
 
 LAZY, NEARLY_LAZY = 0.05, 0.2
-"""Gaps between a network and its linearisation up to which the verdict calls it lazy, and nearly lazy."""
+"""The verdict says lazy, and nearly lazy, up to these of the gap to the linearisation and the drift of the NTK."""
 
 _FORMAT, _VERSION = "tangency verification", 1
 
