@@ -63,7 +63,8 @@ def main() -> None:
         "task", "width", "NTK to limit", "drift", "to linearised", "to limit", "on test", f"within {BAND:.0%}", "s",
         title=f"{MODEL}, {options.rows} rows of the digits, {options.steps} steps: largest over steps and seeds",
     )  # fmt: skip
-    results = {}
+    results, console = {}, Console()
+    console.width = max(console.width, 110)
     for name, y in tasks().items():
         start = time.perf_counter()
         with Progress(transient=True) as bar:
@@ -71,6 +72,8 @@ def main() -> None:
             result = measured(y, options, lambda done, total, b=bar, t=line: b.update(t, completed=done, total=total))
         seconds = time.perf_counter() - start
         results[name] = result.to_dict() | {"seconds": seconds}
+        for sentence in result.verdict():
+            console.print(f"{name}: {sentence}", highlight=False)
         for place, width in enumerate(result.widths):
             values = (
                 result.limit_error[place].max(),
@@ -89,12 +92,7 @@ def main() -> None:
             options.report.mkdir(parents=True, exist_ok=True)
             page = verification_html(result, title=f"Digits, {name}: {MODEL}")
             (options.report / f"{name.replace(' ', '-')}.html").write_text(page, encoding="utf-8")
-    console = Console()
-    console.width = max(console.width, 110)
     console.print(table)
-    for name, numbers in results.items():
-        for sentence in numbers["verdict"]:
-            console.print(f"{name}: {sentence}", highlight=False)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
 

@@ -37,7 +37,7 @@ class Training:
         self._x, self._y = jnp.asarray(x), jnp.asarray(y)
         self._call = _linearised(network.call) if linearised else network.call
         rates = network.rates
-        per_parameter = optax.stateless(lambda updates, _: [r * u for r, u in zip(rates, updates, strict=True)])
+        per_parameter = optax.stateless(lambda updates, _: jax.tree.map(lambda r, u: r * u, list(rates), updates))
         self._optimiser = optax.chain(per_parameter, optax.sgd(rate))
         self._linearised = linearised
         self._advance = jax.jit(self._advanced)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ..errors import InputError
 from .power_law import PowerLaw
@@ -130,10 +130,10 @@ class Verification:
         return self.runs[self.widths.index(width)][self.seeds.index(seed)]
 
     @property
-    def within_band(self) -> np.ndarray:
+    def within_band(self) -> Bool[np.ndarray, "W S"]:
         """Whether each network's training outputs stay within `band` of the limit's descent at all steps, `[W, S]`."""
         with np.errstate(invalid="ignore"):
-            return (self.gap(LIMIT_DESCENT) <= self.band).all(axis=2)
+            return np.all(self.gap(LIMIT_DESCENT) <= self.band, axis=2)
 
     @property
     def diverged(self) -> tuple[Run, ...]:

@@ -244,8 +244,12 @@ class _Width:
     def _networks(self) -> list[tuple[int, Network]]:
         """Drawn in the caller's own precision, as `make_model(width)(key)` is outside."""
         example = jnp.asarray(self.task.x[0])
-        settings = dict(batched=self.task.batched, scale="init", example=example)
-        return [(seed, opened(self.model, None, key=jax.random.key(seed), **settings)) for seed in self.task.seeds]
+
+        def network(seed: int) -> Network:
+            key, batched = jax.random.key(seed), self.task.batched
+            return opened(self.model, None, key=key, batched=batched, scale="init", example=example)
+
+        return [(seed, network(seed)) for seed in self.task.seeds]
 
     def _run(self, seed: int, network: Network) -> Run:
         task, n = self.task, len(self.task.y)
@@ -264,7 +268,7 @@ class _Width:
         def after(step: int, parameters: tuple[Any, ...]) -> None:
             if step in measured:
                 moved = mean.at(replace(network, parameters=parameters))(task.x)
-                drift[task.recorded == step] = _relative(moved, before)
+                drift[task.recorded == step] = _relative(np.asarray(moved), before)
             self.count()
 
         finite, linear = self._trainers(network)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil, prod
@@ -78,8 +79,8 @@ class EmpiricalKernel(Kernel):
 
     def at(self, network: Network) -> EmpiricalKernel:
         """The same kernel of a network that differs in the values of its arrays alone; compiled code is shared."""
-        other = EmpiricalKernel(lambda _: network, self._outputs, self._method, self._memory)
-        other._blocks = self._blocks
+        other = copy(self)
+        other._network, other._traced, other._last = (lambda _: network), {}, None
         for key, traced in self._traced.items():
             values = ((network.parameters, traced.parameters), (jax.tree.leaves(network.state), traced.rest))
             parameters, rest = (tuple(map(_like, new, old)) for new, old in values)

@@ -1,10 +1,10 @@
 """Kernels made from kernels: sums, products, multiples, and kernels of mapped inputs."""
 
+import abc
 from collections.abc import Callable
 from functools import reduce
 from math import isfinite
-from operator import add, mul
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +18,33 @@ from .base import Kernel
 class _Combination(Kernel):
     """Entry by entry from other kernels, K from their K and Θ from their Θ."""
 
-    _symbol: str
-    _combine: Callable[[Array, Array], Array]
+    _symbol: ClassVar[str]
 
     def __init__(self, *kernels: Kernel):
         if len(kernels) < 2 or not all(isinstance(kernel, Kernel) for kernel in kernels):
             raise InputError(f"{type(self).__name__}: give two kernels or more")
         self.kernels = kernels
-        self.kinds = tuple(kind for kind in kernels[0].kinds if all(kind in kernel.kinds for kernel in kernels))  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What all of the kernels have."""
+        return tuple(kind for kind in self.kernels[0].kinds if all(kind in kernel.kinds for kernel in self.kernels))
 
     def __repr__(self) -> str:
         return "(" + f" {self._symbol} ".join(map(repr, self.kernels)) + ")"
+
+    @staticmethod
+    @abc.abstractmethod
+    def _combined(first: Array, second: Array) -> Array: ...
 
     def evaluate(self, kind: Kind, x1: Inputs, x2: Inputs | None = None, *, progress: Progress | None = None) -> Array:
         parts = len(self.kernels)
 
         def part(number: int) -> Array:
-            follow = None if progress is None else (lambda done, total: progress(number * total + done, parts * total))
+            def follow(done: int, total: int) -> None:
+                if progress is not None:
+                    progress(number * total + done, parts * total)
+
             return self.kernels[number].evaluate(kind, x1, x2, progress=follow)
 
         return self._reduced([part(number) for number in range(parts)])
@@ -48,17 +58,19 @@ class _Combination(Kernel):
     def _reduced(self, values: list[Array]) -> Array:
         shapes = {value.shape for value in values}
         if len(shapes) > 1:
-            raise InputError(
-                f"{self!r}: the kernels have shapes {' and '.join(map(str, sorted(shapes)))}; make them equal"
-            )
-        return reduce(type(self)._combine, values)
+            found = " and ".join(map(str, sorted(shapes)))
+            raise InputError(f"{self!r}: the kernels' matrices have shapes {found}; they must be the same")
+        return reduce(self._combined, values)
 
 
 class Sum(_Combination):
     """K = Σ K_i and Θ = Σ Θ_i: the kernels of a sum of independent networks."""
 
     _symbol = "+"
-    _combine = staticmethod(add)
+
+    @staticmethod
+    def _combined(first: Array, second: Array) -> Array:
+        return first + second
 
 
 class Product(_Combination):
@@ -68,17 +80,33 @@ class Product(_Combination):
     """
 
     _symbol = "·"
-    _combine = staticmethod(mul)
+
+    @staticmethod
+    def _combined(first: Array, second: Array) -> Array:
+        return first * second
 
 
-class Scaled(Kernel):
+class _Wrapped(Kernel):
+    """A kernel made from one other."""
+
+    def __init__(self, kernel: Kernel):
+        self.kernel = kernel
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the kernel has."""
+        return self.kernel.kinds
+
+
+class Scaled(_Wrapped):
     """c K and c Θ: the kernels of the network √c f. Raises InputError unless c is a finite number ≥ 0."""
 
     def __init__(self, kernel: Kernel, factor: float):
         number = float(factor)
         if not (isfinite(number) and number >= 0):
             raise InputError(f"a kernel times {factor!r} is no kernel; the factor must be a finite number ≥ 0")
-        self.kernel, self.factor, self.kinds = kernel, number, kernel.kinds
+        super().__init__(kernel)
+        self.factor = number
 
     def __repr__(self) -> str:
         return f"{self.factor:g}·{self.kernel!r}"
@@ -93,7 +121,7 @@ class Scaled(Kernel):
         return self.kernel.tile(kind, x)
 
 
-class Mapped(Kernel):
+class Mapped(_Wrapped):
     """k(γ(x), γ(x′)) for a mapping γ of one example, a JAX function or an Equinox module.
 
     With the limit of a network this is the limit of the network behind the mapping, if nothing of γ trains.
@@ -104,7 +132,8 @@ class Mapped(Kernel):
     def __init__(self, kernel: Kernel, mapping: Callable[[Any], Any]):
         if not callable(mapping):
             raise InputError(f"mapping is {mapping!r}; give a function of one example")
-        self.kernel, self.mapping, self.kinds = kernel, mapping, kernel.kinds
+        super().__init__(kernel)
+        self.mapping = mapping
         self._map = jax.jit(jax.vmap(mapping))
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float
 
 from ..errors import InputError, NonFiniteError
@@ -96,13 +97,13 @@ class RandomFunctions(Kernel):
 
     def features(self, x: Inputs) -> Float[Array, "n P *o"]:
         """f⁽ᵖ⁾(x_i), `[n, P]`, or `[n, P, o]` for functions with a vector as their value."""
-        if isinstance(x, jax.core.Tracer):
+        if isinstance(x, Tracer):
             return self._evaluated(slice(None), x)
         found = np.concatenate([self._concrete(part, x, "x") for part in self._parts(len(x))], axis=1)
         return _like(found, x)
 
     def evaluate(self, kind: Kind, x1: Inputs, x2: Inputs | None = None, *, progress: Progress | None = None) -> Array:
-        if isinstance(x1, jax.core.Tracer) or isinstance(x2, jax.core.Tracer):
+        if isinstance(x1, Tracer) or isinstance(x2, Tracer):
             first = self._evaluated(slice(None), x1)
             return of_kind(kind, self._product(first, first if x2 is None else self._evaluated(slice(None), x2)))
         total: Any = 0.0
@@ -117,7 +118,7 @@ class RandomFunctions(Kernel):
         return _like(of_kind(kind, total), x1)
 
     def diagonal(self, kind: Kind, x: Inputs) -> Array:
-        if isinstance(x, jax.core.Tracer):
+        if isinstance(x, Tracer):
             return of_kind(kind, self._squares(self._evaluated(slice(None), x)))
         total: Any = sum(self._squares(self._concrete(part, x, "x")) for part in self._parts(len(x)))
         return _like(of_kind(kind, total), x)
