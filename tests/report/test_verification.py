@@ -18,21 +18,6 @@ CASES = {
 }
 
 
-def displays(result):
-    yield report.WidthScalingDisplay.from_verification(result, "limit_error")
-    yield report.WidthScalingDisplay.from_verification(result, "drift")
-    yield report.KernelDriftDisplay.from_verification(result)
-    yield report.TrainingErrorDisplay.from_verification(result)
-    yield report.GapDisplay.from_verification(result)
-    yield report.OutputsDisplay.from_verification(result)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_every_figure_draws(case):
-    for number, display in enumerate(displays(verification(**CASES[case]))):
-        assert report.inline_svg(display, f"figure{number}").startswith("<svg")
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_the_page_is_well_formed_and_self_contained(case):
     result = verification(**CASES[case])
