@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .errors import InputError
+from .errors import InputError, NonFiniteError
 
 Targets: TypeAlias = Literal["any", "real", "classes", "probabilities", "signs", "counts"]
 
@@ -33,6 +33,8 @@ class Loss:
     curvature: float | None = None
     smooth: bool = True
     quadratic: bool = False
+    derivative: Callable[[Any, Any], Any] | None = None
+    """By the prediction; None leaves it to automatic differentiation."""
 
     def __call__(self, prediction: Any, target: Any) -> Any:
         return self.function(prediction, target)
@@ -41,11 +43,12 @@ class Loss:
 @cache
 def squared() -> Loss:
     """½ Σ (f − y)²: `optax.l2_loss`."""
+    return Loss("squared", _half_squares, "real", 1.0, quadratic=True)
 
-    def function(prediction: Any, target: Any) -> Any:
-        return jnp.sum(optax.l2_loss(prediction, target))
 
-    return Loss("squared", function, "real", 1.0, quadratic=True)
+def _half_squares(prediction: Any, target: Any) -> Any:
+    # At the module's level, so that fitted estimators can be pickled.
+    return jnp.sum(optax.l2_loss(prediction, target))
 
 
 @cache
@@ -58,7 +61,15 @@ def softmax() -> Loss:
             return optax.softmax_cross_entropy_with_integer_labels(prediction, target)
         return optax.softmax_cross_entropy(prediction, target)
 
-    return Loss("softmax", function, "classes", 0.5)
+    def derivative(prediction: Any, target: Any) -> Any:
+        classes = len(prediction)
+        shares = jnp.eye(classes)[target] if jnp.ndim(target) == 0 else target
+        p = jax.nn.softmax(prediction)
+        # 1 − p_c as a sum: near certainty the difference, which is all that still moves f, would be lost in rounding.
+        others = (1 - jnp.eye(classes)) @ p
+        return p * (1 - shares) - shares * others
+
+    return Loss("softmax", function, "classes", 0.5, derivative=derivative)
 
 
 @cache
@@ -164,7 +175,7 @@ def check_loss_targets(loss: Loss, values: object, n: int) -> np.ndarray:
         raise InputError(f"y has dtype {array.dtype}; give numbers")
     if array.ndim == 0 or len(array) != n or array.size == 0 or (loss.targets != "any" and array.ndim > 2):
         raise InputError(f"y has shape {array.shape}; the {n} examples need [{n}] or [{n}, outputs]")
-    _check(array, np.isfinite(array), "y is not finite")
+    _check(array, np.isfinite(array), "y is not finite", NonFiniteError)
     if array.dtype.kind in "iu" and (loss.targets == "any" or (loss.targets == "classes" and array.ndim == 1)):
         if loss.targets == "classes":
             _check(array, array >= 0, "labels are integers from 0 up")
@@ -186,10 +197,10 @@ def check_loss_targets(loss: Loss, values: object, n: int) -> np.ndarray:
     return array
 
 
-def _check(array: np.ndarray, good: np.ndarray, why: str) -> None:
+def _check(array: np.ndarray, good: np.ndarray, why: str, error: type[InputError] = InputError) -> None:
     if not good.all():
         row = int(np.argmin(good.reshape(len(array), -1).all(axis=1)))
-        raise InputError(f"{why}: row {row} of y has {array[row]}")
+        raise error(f"{why}: row {row} of y has {array[row]}")
 
 
 def _rounded(u: Any, above: float, below: float, smoothing: float) -> Any:
@@ -228,8 +239,9 @@ class BatchedLoss:
 
         self.single = single
         self.value = jax.vmap(single)
-        self.derivative = jax.vmap(jax.grad(single))
-        self.hessian = jax.vmap(jax.hessian(single))
+        derivative = jax.grad(single) if loss.derivative is None else loss.derivative
+        self.derivative = jax.vmap(derivative)
+        self.hessian = jax.vmap(jax.jacfwd(derivative))
 
 
 def check_callable(loss: Loss, scalar: bool, target: np.ndarray, outputs: int) -> None:

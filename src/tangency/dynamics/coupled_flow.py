@@ -1,5 +1,6 @@
 """The closed form for a kernel whose outputs are coupled by one matrix."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,7 @@ class CoupledFlow(KernelFlow):
         return CoupledFlow(self._training.task, self._training.matrices, ridge_value(ridge))
 
     def train(self, t: Times = None) -> Float[np.ndarray, "..."]:
-        task = self._training.task
-        return task.start.train + task.operator.act(self._training.matrices.system.matrix, self._columns(t))
+        return self._training.task.start.train + self._turned(t, lambda part, times: part.train(times))
 
     def covariance(self, x: Inputs, t: Times = None) -> Float[np.ndarray, "..."]:
         x, times = check_new_examples(x, self.x), checked_times(t)
@@ -70,13 +70,27 @@ class CoupledFlow(KernelFlow):
                 rotated[:, j] = part.leave_one_out(ridge / rate)
         return start + rotated @ self._basis.T
 
+    def _learnt(self, x: np.ndarray, times: np.ndarray) -> Float[np.ndarray, "*T n o"]:
+        return self._turned(times, lambda part, times: part(x, times), len(x))
+
     def _columns(self, t: Times) -> Float[np.ndarray, "*T N o"]:
+        rates = np.where(self._rates > 0, self._rates, 1.0)
+        return self._turned(t, lambda part, times: part.coefficients(times), basis=self._basis / rates)
+
+    def _turned(
+        self,
+        t: Times,
+        of: Callable[[KernelFlow, np.ndarray], np.ndarray],
+        n: int | None = None,
+        basis: np.ndarray | None = None,
+    ) -> Float[np.ndarray, "*T n o"]:
+        """Each independent output's own, at its own time, turned back to the outputs as they are."""
         times = checked_times(t)
-        rotated = np.zeros((*times.shape, len(self.x), len(self._rates)))
+        rotated = np.zeros((*times.shape, len(self.x) if n is None else n, len(self._rates)))
         for j, (rate, part) in enumerate(zip(self._rates, self._parts, strict=True)):
             if part is not None:
-                rotated[..., j] = part.coefficients(rate * times) / rate
-        return rotated @ self._basis.T
+                rotated[..., j] = of(part, rate * times)
+        return rotated @ (self._basis if basis is None else basis).T
 
 
 def _part(task: Problem, matrices: Matrices, y: Any) -> Problem:

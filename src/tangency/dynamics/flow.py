@@ -17,6 +17,10 @@ from .problem import Problem
 from .rkhs import RKHSFunction
 from .times import Times, checked_times
 
+_EPS = float(np.finfo(np.float64).eps)
+_NOISE = 1e-11
+"""Largest growth of rounding along unresolved directions that is let pass."""
+
 
 class KernelFlow:
     """The mean and covariance, at any time, of the infinite ensemble of networks trained from random f_0 ~ GP(m, K).
@@ -67,6 +71,11 @@ class KernelFlow:
         """The largest magnitude of an eigenvalue below zero, from rounding, that was set to zero."""
         return self.eigen.clipped
 
+    @property
+    def matrix_valued(self) -> bool:
+        """Whether the kernel couples outputs, so that `eigen` or the covariance is not per output coordinate."""
+        return self._training.matrices.outputs is not None or self._training.task.operator.coupling is not None
+
     def with_ridge(self, ridge: float) -> "KernelFlow":
         """The flow with another ridge; kernel matrices and factorisations are shared."""
         return KernelFlow(self._training, ridge_value(ridge))
@@ -91,16 +100,26 @@ class KernelFlow:
         Raises as `coefficients` does, and InputError on a bad x.
         """
         x, task = check_new_examples(x, self.x), self._training.task
-        learnt = task.operator.evaluate(x, self.x, self._columns(t))
-        return task.shown(task.start.at(x, f0) + learnt)
+        return task.shown(task.start.at(x, f0) + self._learnt(x, checked_times(t)))
 
     def train(self, t: Times = None) -> Float[np.ndarray, "..."]:
         """mean_t at the training examples, `[N]` or `[N, o]`. Raises as `coefficients` does."""
-        task = self._training.task
-        columns = self._columns(t)
-        flat = columns.reshape(*columns.shape[:-2], *self._training.residual.shape)
-        learnt = self._training.matrices.system.matrix @ flat
-        return task.shown(task.start.train + learnt.reshape(columns.shape))
+        task, residual = self._training.task, self._training.residual
+
+        def at(time: float) -> np.ndarray:
+            if np.isinf(time):
+                return self._training.matrices.system.matrix @ self._coefficients
+            steps, unresolved = time / len(self.x), self._unresolved(time)
+
+            def learnt(values: np.ndarray) -> np.ndarray:
+                kept = np.arange(len(values)) >= unresolved
+                return np.where(kept, values, 0.0) * self._response(values + self.ridge, steps)
+
+            return self.eigen.filter(learnt, residual)
+
+        times = checked_times(t)
+        learnt = _over_times(at, times).reshape(*times.shape, *task.start.train.shape)
+        return task.shown(task.start.train + learnt)
 
     def covariance(self, x: Inputs, t: Times = None) -> Float[np.ndarray, "..."]:
         """cov_t(x, x), symmetric, `[n, n]`, or `[n, n, o, o]` for a matrix-valued kernel; a vector of times leads.
@@ -151,6 +170,43 @@ class KernelFlow:
         left = self.eigen.leave_one_out(self._training.residual, self.ridge if ridge is None else ridge)
         return task.shown(columns - left)
 
+    def _learnt(self, x: np.ndarray, times: np.ndarray) -> Float[np.ndarray, "*T n o"]:
+        """mean_t(x) − m(x).
+
+        Along an unresolved direction v of Θ(X, X), α_t grows as t and Θ(x, X) v is zero up to rounding, which so long
+        a time would blow up: what lies within rounding counts as zero.
+        """
+        task, matrices = self._training.task, self._training.matrices
+        unresolved = self._unresolved(float(np.max(times, where=np.isfinite(times), initial=0.0)))
+        if unresolved == 0:
+            return task.operator.evaluate(x, self.x, self._columns(times))
+        directions, rounding = self.eigen.eigenvectors[:, :unresolved], self.eigen.rounding(self.ridge)
+        residual, step = self._training.residual, matrices.outputs or 1
+
+        def rest_at(time: float) -> np.ndarray:
+            return self._coefficients if np.isinf(time) else self._apply(residual, time, skip=unresolved)
+
+        def along_at(time: float) -> np.ndarray:
+            if np.isinf(time):
+                return np.zeros((unresolved, residual.shape[1]))
+            response = self._response(self.eigenvalues[:unresolved] + self.ridge, time / len(self.x))
+            return response[:, None] * (directions.T @ residual)
+
+        rest, along = _over_times(rest_at, times), _over_times(along_at, times)
+        learnt = np.empty((*times.shape, len(x) * step, along.shape[-1]))
+        for rows, block in task.operator.rows(x, self.x):
+            flat = matrices.flat(block, 2)
+            response = flat @ directions
+            response[np.abs(response) <= rounding] = 0.0
+            learnt[..., rows.start * step : rows.stop * step, :] = flat @ rest + response @ along
+        return learnt.reshape(*times.shape, len(x), task.outputs)
+
+    def _unresolved(self, longest: float) -> int:
+        """How many directions are lost in rounding, if times are long enough for that to show."""
+        if longest / len(self.x) * _EPS <= _NOISE:
+            return 0
+        return int((self.eigenvalues + self.ridge <= self.eigen.rounding(self.ridge)).sum())
+
     def _columns(self, t: Times) -> Float[np.ndarray, "*T N o"]:
         """α_t."""
         times, residual = checked_times(t), self._training.residual
@@ -165,9 +221,15 @@ class KernelFlow:
         """A_t b."""
         return self._training.matrices.system.solve(b, self.ridge) if np.isinf(time) else self._apply(b, time)
 
-    def _apply(self, b: np.ndarray, time: float) -> np.ndarray:
-        """A_t b at a finite time."""
-        return self.eigen.filter(lambda eigenvalues: self._response(eigenvalues + self.ridge, time / len(self.x)), b)
+    def _apply(self, b: np.ndarray, time: float, skip: int = 0) -> np.ndarray:
+        """A_t b at a finite time, without the first `skip` directions."""
+
+        def filtered(eigenvalues: np.ndarray) -> np.ndarray:
+            response = self._response(eigenvalues + self.ridge, time / len(self.x))
+            response[:skip] = 0.0
+            return response
+
+        return self.eigen.filter(filtered, b)
 
     def _response(self, rates: np.ndarray, time: float) -> np.ndarray:
         """(1 − e^{−μ τ}) / μ for rates μ ≥ 0 and τ = t/N, which is τ at μ = 0."""

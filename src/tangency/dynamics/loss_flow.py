@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
+from scipy.optimize import root_scalar
 
 from ..errors import ConvergenceError, InputError
 from ..gram import check_new_examples
@@ -110,6 +111,28 @@ class LossFlow:
     def cost(self, t: Times = None) -> Float[np.ndarray, "..."]:
         """C(f_t), the loss averaged over the training examples, without the ridge. Raises as `__call__` does."""
         return self._over(t, lambda w: np.asarray(self._task.costs(self._equation.values(w)).mean()))
+
+    def time_to(self, cost: float) -> float:
+        """The time at which C(f_t) first falls to `cost`; 0 where it is there from the start.
+
+        Looked for decade by decade from t λ_max / N = 1e-6, then to rounding. Raises ConvergenceError where the cost
+        stays above as far as the solver gets.
+        """
+        if not np.isfinite(cost):
+            raise InputError(f"cost is {cost}; give a finite number")
+        before, now = 0.0, float(self.cost(0.0))
+        if now <= cost:
+            return 0.0
+        for decade in np.arange(-6.0, -6.0 if self._equation.still else _LAST + 1):
+            time = float(10.0**decade / self._equation.place.rate)
+            if self._advance(time).failure:
+                break
+            now = float(self.cost(time))
+            if now <= cost:
+                root: Any = root_scalar(lambda t: float(self.cost(t)) - cost, bracket=(before, time), rtol=1e-13)
+                return float(root.root)
+            before = time
+        raise ConvergenceError(f"the cost is {now:.6g} at t = {before:.3g} and has not fallen to {cost:g}: give more")
 
     def convergence(self, t: float | None = None) -> Convergence:
         """Follows the flow to t, or with None to its end, and says how that went; never raises ConvergenceError."""

@@ -30,11 +30,11 @@ from .problem import Problem
 RELATIVE_TOLERANCE = 1e-10
 """Of one step; the absolute one is a hundredth of it in units of the first derivatives."""
 
-MOST_STEPS = 100_000
+MOST_STEPS = 30_000
 _STABLE_STEP = 4.0
 """Dopri8's real stability interval is about 5.5 long; some of it is left for the error control."""
 
-_FEW_STEPS = 20_000
+_FEW_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Equation:
                 explicit=self._explicit(t1 - t0),
             )
             arrived = bool(outcome == diffrax.RESULTS.successful)
-            failure = "" if arrived else diffrax.RESULTS[outcome]
+            failure = "" if arrived else _reason(outcome)
             return Solved(np.asarray(values), t1 if arrived else float(reached) / place.rate, int(steps), failure)
 
     def gradient(self, w: Float[np.ndarray, "r q"]) -> Float[np.ndarray, "r q"]:
@@ -181,6 +181,12 @@ class Equation:
         return stiffness < _FEW_STEPS and explicit < implicit
 
 
+def _reason(outcome: Any) -> str:
+    if bool(outcome == diffrax.RESULTS.max_steps_reached):
+        return f"{MOST_STEPS} steps were not enough: the loss has kinks, or its derivatives are lost in rounding"
+    return diffrax.RESULTS[outcome]
+
+
 @partial(jax.jit, static_argnames=("loss", "scalar", "explicit"))
 def _integrate(
     w: Any, t0: Any, t1: Any, arguments: Any, atol: Any, *, loss: Loss, scalar: bool, explicit: bool
@@ -195,7 +201,7 @@ def _integrate(
 
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
-        diffrax.Dopri8() if explicit else diffrax.Kvaerno5(),
+        diffrax.Dopri8(scan_kind="lax") if explicit else diffrax.Kvaerno5(scan_kind="lax"),
         t0,
         t1,
         None,

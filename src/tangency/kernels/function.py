@@ -20,7 +20,7 @@ def as_kernel(kernel: Any) -> Kernel:
     if isinstance(kernel, Kernel):
         return kernel
     if not callable(kernel):
-        raise InputError(f"kernel is {kernel!r}; give a kernel, or a function k(x1, x2) that returns an [n, m] matrix")
+        raise InputError(f"kernel is {kernel!r}; give a function k(x1, x2) that returns an [n, m] matrix, or a kernel")
     return FunctionKernel(kernel)
 
 
