@@ -9,7 +9,6 @@ from scipy.sparse.linalg import aslinearoperator, cg, eigsh
 
 import tangency as tg
 from tangency.errors import InputError, MemoryLimitError
-from tests.finite_networks import examples, made
 from tests.oracles.jacobian import ntk
 
 
@@ -47,25 +46,6 @@ def x(rng):
 @pytest.fixture
 def y(rng):
     return rng.normal(size=(5, 4))
-
-
-@pytest.mark.parametrize(
-    ("name", "outputs"),
-    [
-        ("Equinox CNN", "mean"),
-        ("Flax transformer", "full"),
-        ("Equinox RNN", "mean"),
-        ("Flax embedding", "full"),
-        ("Equinox shared weights", "mean"),
-    ],
-)
-def test_products_with_networks_of_every_kind(name, outputs, rng):
-    model, _, function, parameters = made(name, jax.random.key(0))
-    x, y = examples(name, rng, 3), examples(name, rng, 2)
-    dense = ntk(jax.jit(function), parameters, x, y)
-    expected = flat(dense) if outputs == "full" else np.einsum("nmoo->nm", dense) / dense.shape[-1]
-    v = rng.normal(size=expected.shape[1])
-    close(tg.empirical(model, outputs=outputs).operator(x, y) @ v, expected @ v)
 
 
 @pytest.mark.parametrize("memory", [None, 6000])

@@ -15,12 +15,12 @@ import numpy as np
 from ..errors import InputError, MemoryLimitError
 from ..kernels.operator import Matrix, Rows
 from ..kernels.tile_matrix import concrete, same_rows, stacked
-from ..memory import available_memory
 from .gradients import output_vector
+from .plan import Traced, free_memory, numbers_made
 from .program import Program
 
 if TYPE_CHECKING:
-    from .kernel import EmpiricalKernel, Traced
+    from .kernel import EmpiricalKernel
 
 _GIB = 2**30
 _AT_ONCE = 16
@@ -168,7 +168,6 @@ class ProductMatrix:
         x2: Any,
         *,
         outputs: Any,
-        intermediates: Callable[[Traced], float],
         memory: int | None,
     ):
         if isinstance(outputs, str) and outputs == "diagonal":
@@ -177,7 +176,7 @@ class ProductMatrix:
                 'them, or "mean" or "full"'
             )
         self._kernel, self._x1, self._x2 = kernel, x1, x2
-        self._options = {"outputs": outputs, "intermediates": intermediates, "memory": memory}
+        self._options = {"outputs": outputs, "memory": memory}
         self.examples = len(x1), len(x1 if x2 is None else x2)
         self.symmetric = x2 is None
         with _precision(x1):
@@ -196,8 +195,8 @@ class ProductMatrix:
 
     def _sizes(self, traced: Traced, passes: Passes, q: int) -> dict[str, int]:
         memory = self._options["memory"]
-        limit = available_memory() if memory is None else memory
-        count = self._options["intermediates"](traced)
+        limit = free_memory() if memory is None else memory
+        count = numbers_made(traced.program.jaxpr.jaxpr)
         return passes.sizes(traced.parameters, count, *self.examples, q, limit)
 
     @cached_property
