@@ -3,8 +3,8 @@
     python benchmarks/empirical.py [--torch PYTHON] [--json FILE] [--only NAME ...] [--methods METHOD ...] [--large]
 
 Each row is one network and method in float32, Θ averaged over its 10 outputs; all methods compile with the same program
-and agree (`differs`). `÷ auto` is a ratio of processor times, which a busy machine disturbs least, or of the clock's on a
-GPU. Repeated up to five times, or until `--patience` seconds have gone. `--torch` names the
+and agree (`differs`). `÷ auto` is a ratio of processor times, which a busy machine disturbs least, on a GPU
+of times by the clock. Repeated up to five times, or until `--patience` seconds have gone. `--torch` names the
 interpreter of an environment with PyTorch, whose `torch.func` then computes the same in a process of its own. `--large`
 measures one network of 25 million parameters with 1,000 outputs instead, 64 examples in 8 GiB.
 """

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .dynamics import kernel_descent as kernel_descent
     from .dynamics import kernel_flow as kernel_flow
     from .dynamics import kernel_gradient as kernel_gradient
+    from .dynamics import verify as verify
     from .empirical import empirical as empirical
     from .empirical import linearize as linearize
     from .empirical import taylor as taylor
@@ -24,19 +25,23 @@ if TYPE_CHECKING:
     from .gram import gram as gram
     from .graph.sampling import QuasiMonteCarlo as QuasiMonteCarlo
     from .kernels import CoupledKernel as CoupledKernel
+    from .kernels import FourierFeatures as FourierFeatures
     from .kernels import FunctionKernel as FunctionKernel
     from .kernels import Kernel as Kernel
+    from .kernels import RandomFunctions as RandomFunctions
     from .limit import limit as limit
 
 warn_of_faulty_release()
 
 _HOMES = {
     "CoupledKernel": "kernels",
+    "FourierFeatures": "kernels",
     "FunctionKernel": "kernels",
     "Kernel": "kernels",
     "NTKClassifier": "estimators",
     "NTKRegressor": "estimators",
     "QuasiMonteCarlo": "graph.sampling",
+    "RandomFunctions": "kernels",
     "empirical": "empirical",
     "gaussian_process": "dynamics",
     "gram": "gram",
@@ -46,6 +51,7 @@ _HOMES = {
     "limit": "limit",
     "linearize": "empirical",
     "taylor": "empirical",
+    "verify": "dynamics",
 }
 _ROOMS = ("errors", "losses", "models")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from itertools import pairwise
 from math import ceil, prod
@@ -58,6 +59,16 @@ class EmpiricalKernel(Kernel):
         if kind != "ntk":
             raise InputError(f"kind: a finite network has an NTK only, got {kind!r}; kernel(x1, x2) is the NTK")
         return self._total(x1, x2, progress, None)
+
+    def at(self, network: Network) -> EmpiricalKernel:
+        """The same kernel of a network that differs in the values of its arrays alone; compiled code is shared."""
+        other = copy(self)
+        other._network, other._traced, other._last = (lambda _: network), {}, None
+        for key, traced in self._traced.items():
+            values = ((network.parameters, traced.parameters), (jax.tree.leaves(network.state), traced.rest))
+            parameters, rest = (tuple(map(_like, new, old)) for new, old in values)
+            other._traced[key] = replace(traced, parameters=parameters, rest=rest)
+        return other
 
     def layers(self, x1: Inputs, x2: Inputs | None = None) -> dict[str, Array]:
         """The part of Θ that each parameter contributes, by the parameter's name; their sum is `kernel(x1, x2)`."""
@@ -286,7 +297,7 @@ class EmpiricalKernel(Kernel):
 
     def _planned(self, traced: Traced, x1: Any, x2: Any, rows: Any, request: Request, leaf: int | None) -> Plan:
         """A plan whose compiled program fits, by the compiler's own count, where that can be had."""
-        key = (id(traced), request, leaf)
+        key = (id(traced.program), request, leaf)
         if key in self._plans:
             return self._plans[key]
         memory = self._memory if self._memory is not None else free_memory()
@@ -311,7 +322,7 @@ class EmpiricalKernel(Kernel):
     ) -> jax.stages.Compiled:
         """The program for blocks of the shapes of these arguments."""
         shapes = tuple((np.shape(a), str(jnp.result_type(a))) for a in arguments[2:])
-        key = (id(traced), leaf, mirrored, by_products, shapes)
+        key = (id(traced.program), leaf, mirrored, by_products, shapes)
         if key not in self._blocks:
             function = self._block_of(traced, leaf, mirrored, by_products)
             self._blocks[key] = jax.jit(function).lower(*arguments).compile()
@@ -331,6 +342,10 @@ class EmpiricalKernel(Kernel):
             return sum(found.values()) if leaf is None else found[leaf]
 
         return block
+
+
+def _like(new: Any, old: Any) -> Any:
+    return jnp.asarray(new, old.dtype) if hasattr(old, "dtype") and jnp.issubdtype(old.dtype, jnp.inexact) else new
 
 
 def _pair(x1: Any, x2: Any) -> tuple[Any, Any]:

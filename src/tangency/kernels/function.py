@@ -54,14 +54,14 @@ class FunctionKernel(Kernel):
             values = _symmetric(values)
         if progress is not None:
             progress(1, 1)
-        return _of_kind(kind, values)
+        return of_kind(kind, values)
 
     def diagonal(self, kind: Kind, x: Inputs) -> Float[Array, "*kinds n"]:
         starts = range(0, len(x), _DIAGONAL_BLOCK)
         blocks = [x[start : start + _DIAGONAL_BLOCK] for start in starts]
         module: Any = jnp if isinstance(x, jax.Array) else np
         diagonals = [module.moveaxis(self._call(block, block).diagonal(), -1, 0) for block in blocks]
-        return _of_kind(kind, module.concatenate(diagonals))
+        return of_kind(kind, module.concatenate(diagonals))
 
     def _call(self, x1: Inputs, x2: Inputs) -> Array:
         if isinstance(x1, jax.Array) or isinstance(x2, jax.Array):
@@ -89,7 +89,8 @@ def _symmetric(values: Array) -> Array:
     return module.where(row > column, values, module.where(row < column, mirrored, (values + mirrored) / 2))
 
 
-def _of_kind(kind: Kind, values: Array) -> Array:
+def of_kind(kind: Kind, values: Array) -> Array:
+    """The values as they are, or stacked with themselves where both K and Θ are asked for."""
     if kind != "both":
         return values
     return jnp.stack([values, values]) if isinstance(values, jax.Array) else np.stack([values, values])
