@@ -1,4 +1,4 @@
-"""Sums on the CPU are whole with the installed jaxlib, and a release known to shorten them is warned of."""
+"""What `tangency._jax` says of the installed JAX (0.10.1 to 0.12.0 tried) is so."""
 
 import warnings
 
@@ -29,3 +29,33 @@ def test_a_faulty_release_is_warned_of(release, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _jax.warn_of_faulty_release()
+
+
+def test_what_a_scan_carries_is_told_apart():
+    """Nested state, constants and inputs; also in the scans of a derivative."""
+
+    def loop(state, weight, inputs):
+        def step(state, each):
+            h = jnp.tanh(weight @ state["h"] + each["x"] + weight.sum())
+            return {"h": h, "count": (state["count"][0] + each["y"], state["count"][1])}, h
+
+        return jax.lax.scan(step, state, inputs)
+
+    state = {"h": jnp.ones(2), "count": (jnp.ones(()), jnp.ones(3))}
+    arguments = state, jnp.ones((2, 2)), {"x": jnp.ones((4, 2)), "y": jnp.ones(4)}
+    plain = jax.make_jaxpr(loop)(*arguments)
+    derived = jax.make_jaxpr(jax.grad(lambda *a: loop(*a)[1].sum()))(*arguments)
+    scans = [e for jaxpr in (plain, derived) for e in jaxpr.eqns if e.primitive.name == "scan"]
+    assert len(scans) == 3
+    for equation in scans:
+        constants, carried = _jax.scan_counts(equation.params)
+        body, outer = equation.params["jaxpr"], equation.invars
+        inner = body.jaxpr.invars
+        assert [a.aval.shape for a in outer[: constants + carried]] == [
+            v.aval.shape for v in inner[: constants + carried]
+        ]
+        assert all(a.aval.shape[1:] == v.aval.shape for a, v in zip(outer, inner, strict=True) if a.aval != v.aval)
+        carried_shapes = [v.aval.shape for v in inner[constants : constants + carried]]
+        assert carried_shapes == [v.aval.shape for v in body.jaxpr.outvars[:carried]]
+        stacked = [v.aval.shape for v in equation.outvars[carried:]]
+        assert all(shape[0] == equation.params["length"] for shape in stacked)

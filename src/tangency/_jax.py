@@ -1,4 +1,4 @@
-"""What JAX itself gets wrong, and what is done about it.
+"""What JAX itself gets wrong or does not promise, and what is done about it.
 
 jaxlib 0.10.2 drops terms of large sums in programs for the CPU (jax issue 39103) and 0.11.0 crashes on some (39257);
 0.10.1 and 0.11.1 do neither. The package's metadata exclude both releases; this warns where they are installed all the
@@ -8,6 +8,7 @@ same.
 import os
 import warnings
 from importlib.metadata import version
+from typing import Any
 
 FAULTY = ("0.10.2", "0.11.0")
 OPTION = "xla_cpu_experimental_ynn_fusion_type"
@@ -23,3 +24,14 @@ def warn_of_faulty_release() -> None:
             f"release, or set XLA_FLAGS=--{OPTION}= before starting Python",
             stacklevel=3,
         )
+
+
+def scan_counts(parameters: dict[str, Any]) -> tuple[int, int]:
+    """Of a `scan` equation's operands, how many are constants and how many are carried; the rest is scanned over.
+
+    JAX up to 0.10 has the numbers among the equation's parameters, 0.11 and later a tree of the operands.
+    """
+    if "num_consts" in parameters:
+        return parameters["num_consts"], parameters["num_carry"]
+    constants, carried, _ = parameters["ft_in"].unpack()
+    return len(constants), len(carried)

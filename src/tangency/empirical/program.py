@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
+from .._jax import scan_counts
 from ..trace.equations import function_of
 from .sites import Site, in_loop, rearranged, site_of
 from .views import View, whole
@@ -144,7 +145,8 @@ class _Run:
     def scan(self, equation: jex.JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
         """Every step as it is, with the probes of its sites handed in and their signals handed out."""
         p = equation.params
-        first, second, length, body = p["num_consts"], p["num_consts"] + p["num_carry"], p["length"], p["jaxpr"]
+        (first, carried), length, body = scan_counts(p), p["length"], p["jaxpr"]
+        second = first + carried
         operands = [
             self.plain(o)
             if isinstance(o, View) and (first <= k < second or (k >= second and len(o.axes[0]) > 1))

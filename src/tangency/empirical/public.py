@@ -38,10 +38,12 @@ def empirical(
             `[n, m, k, k]`. Outputs of any shape and pytree are flattened in the order of `jax.tree.leaves`.
         method: "structured" contracts signals with signals and cotangents with cotangents at every use of a parameter
             and forms no Jacobian of it; "jacobian" forms them all; "products" takes a backward and a forward pass for
-            each column. "auto" chooses between the first two for each parameter, by counted operations;
-            `print(kernel)` says what was chosen. The result is the same up to rounding.
-        memory: bytes that may be used (default: what the machine has free); examples and outputs are taken in
-            blocks that fit.
+            each column. "auto" chooses between the first two for each parameter by counted operations, and the third
+            for all where it takes less than half of those; `print(kernel)` says what was chosen. The result is the
+            same up to rounding.
+        memory: bytes that may be used (default: what the device has free). Examples, outputs and entries of
+            parameters are taken in blocks that fit, by our own count and by the compiler's. Inside `jit` everything is
+            taken at once.
         key: initialises a model that is given as a function of a key.
         state: for an Equinox network that is called as `network(x, state)`, such as one with BatchNorm.
         batched: whether the model is called on a batch; default: True for Flax NNX, False otherwise.

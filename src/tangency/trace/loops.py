@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
+from .._jax import scan_counts
 from ..graph.known import Constant, Known, is_number
 from ..graph.layout import Axis, Layout, Space, Width
 from ..graph.signal import CarryLeaf, Loop, ParameterStatistics, Segment, Signal, of_leaf
@@ -41,7 +42,8 @@ class _Scan:
     @classmethod
     def of(cls, equation: Equation) -> _Scan:
         p = equation.parameters
-        first, second = p["num_consts"], p["num_consts"] + p["num_carry"]
+        first, carried = scan_counts(p)
+        second = first + carried
         values = equation.operands
         parts = values[:first], values[first:second], values[second:]
         return cls(p["jaxpr"], parts[0], parts[1], parts[2], p["length"], p.get("reverse", False))

@@ -8,6 +8,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 
+from ..._jax import scan_counts
 from ..source import source_line
 from .concrete import CannotEvaluateError, fold, is_key, known, root_key
 from .leaves import InitialiserStatistics, UnresolvedInitialiser, leaf_statistics, shared_draws
@@ -165,7 +166,7 @@ class _Interpreter:
 
     def _scan(self, eqn: jex.core.JaxprEqn, inputs: Sequence[Value]) -> list[Value]:
         """Unrolled: every iteration draws numbers of its own."""
-        length, consts, carries = (eqn.params[key] for key in ("length", "num_consts", "num_carry"))
+        length, (consts, carries) = eqn.params["length"], scan_counts(eqn.params)
         if length > _LONGEST_SCAN:
             raise NoRuleError(f"draws inside a scan of {length} steps")
         if not all(isinstance(value, Known) for value in inputs[consts + carries :]):
