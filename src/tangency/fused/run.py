@@ -1,0 +1,322 @@
+"""Running fused programs: groups of examples across the lanes, one-sided quantities first, then pairs on all threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .compile import compiled
+from .layout import arrange
+from .pointwise import TINY
+from .program import Dual, NotFused, Program
+from .source import Source, dense_text, inner_fields, plane_text
+
+LANES = {"float32": 8, "float64": 4}
+DENSE_LANES = {"float32": 16, "float64": 8}
+_SIDE = 2**26
+"""Bytes that the one-sided quantities of a block of examples may take."""
+
+DENSE_ROWS = 256
+ROWS_AT_ONCE = 64
+
+
+class OutOfRange(Exception):
+    """Variances too close to zero for the fused arithmetic; the XLA path must serve."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the caller evaluates for a set of examples.
+
+    Attributes:
+        arrays: for each Known array that inner products read, [n, positions, width].
+        quantities: for each one-sided Known quantity, [n, positions].
+    """
+
+    arrays: tuple[np.ndarray, ...]
+    quantities: tuple[np.ndarray, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.arrays[0])
+
+    def rows(self, start: int, stop: int) -> Inputs:
+        return Inputs(tuple(a[start:stop] for a in self.arrays), tuple(q[start:stop] for q in self.quantities))
+
+
+@dataclass
+class Variant:
+    """The compiled programs for one kind of kernel and one type of number."""
+
+    first: Any
+    pair: Any
+    source: Source
+    scratch: int
+    pair_factors: np.ndarray
+    first_factors: np.ndarray
+
+    def scratch_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Planes, totals, and totals rounded to the type of the planes."""
+        dtype, size = self.source.dtype, max(1, len(self.source.totals())) * self.source.lanes
+        return np.zeros(max(1, self.scratch), dtype), np.zeros(size), np.zeros(size, dtype)
+
+
+class FusedKernel:
+    """A program, compiled as it is needed."""
+
+    def __init__(self, program: Program, threads: int | None = None):
+        self.program = program
+        self.threads = threads
+        self._variants: dict[tuple[bool, str, bool], Variant] = {}
+        results = program.nngp, program.ntk
+        layout = arrange(program, results)
+        if program.nngp is None:
+            raise NotFused("an output whose second moment is zero")
+        first = arrange(program, (program.nngp,), layout.slots)
+        missing = {s.source for s in layout.slots if not s.known} - set(first.fields)
+        if missing:
+            raise NotFused("a tangent that needs moments of its own")
+        self.is_dense = not layout.segments
+        self._layouts = {False: first, True: layout}
+        self._deep_tail = any(isinstance(program.statements[i], Dual) for i in layout.tail)
+        for variant in (False, True):
+            self._texts(variant, "float32", False)
+
+    def _texts(self, tangent: bool, dtype: str, guarded: bool) -> tuple[str, str, Source, Source, int]:
+        program, layout = self.program, self._layouts[tangent]
+        outputs = (program.nngp, program.ntk) if tangent else (program.nngp,)
+        # Slots of the layout with tangents, whichever is run: the same one-sided quantities serve both.
+        first_layout = arrange(program, (program.nngp,), layout.slots)
+        lanes = (DENSE_LANES if self.is_dense else LANES)[dtype]
+        first = Source(first_layout, (program.nngp,), dtype, lanes, "first", guarded)
+        pair = Source(layout, outputs, dtype, lanes, "pair", guarded)
+        if self.is_dense:
+            return dense_text(first, True), dense_text(pair, True), first, pair, 0
+        first_text, first_scratch = plane_text(first, self._deep_tail, True)
+        pair_text, pair_scratch = plane_text(pair, True, True)
+        return first_text, pair_text, first, pair, max(first_scratch, pair_scratch)
+
+    def _variant(self, tangent: bool, dtype: str, guarded: bool) -> Variant:
+        key = (tangent, dtype, guarded)
+        if key not in self._variants:
+            first_text, pair_text, first, pair, scratch = self._texts(tangent, dtype, guarded)
+            factors = [np.array([*s.factors, 0.0], dtype) for s in (pair, first)]
+            self._variants[key] = Variant(compiled(first_text), compiled(pair_text), pair, scratch, *factors)
+        return self._variants[key]
+
+    def matrix(
+        self,
+        tangent: bool,
+        x1: Inputs,
+        x2: Inputs | None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """K, or with `tangent` (K, Θ), as `[1 or 2, n, m]`. With `x2` None only entries on and above the diagonal are
+        computed, and mirrored.
+
+        Raises:
+            OutOfRange: variances are too small to divide by.
+        """
+        dtype = x1.arrays[0].dtype.name
+        other = x1 if x2 is None else x2
+        outputs = 2 if tangent else 1
+        result = np.empty((outputs, x1.count, other.count), dtype)
+        block = self._block(dtype)
+        rows = [(s, min(s + block, x1.count)) for s in range(0, x1.count, block)]
+        columns = [(s, min(s + block, other.count)) for s in range(0, other.count, block)]
+        jobs = [(r, c) for r in rows for c in columns if x2 is not None or c[0] >= r[0]]
+        with ThreadPoolExecutor(self._workers()) as pool:
+            done: tuple[tuple[int, int], Any] | None = None
+            for number, (r, c) in enumerate(jobs):
+                if done is None or done[0] != r:
+                    done = r, self._sided(tangent, dtype, x1.rows(*r), pool)
+                left = done[1]
+                right = left if x2 is None and r == c else self._sided(tangent, dtype, other.rows(*c), pool)
+                diagonal = x2 is None and r == c
+                self._tile(tangent, left, right, result[:, r[0] : r[1], c[0] : c[1]], diagonal, pool)
+                if progress is not None:
+                    progress(number + 1, len(jobs))
+        if x2 is None:
+            mirror(result, block)
+        return result
+
+    def diagonal(self, tangent: bool, x: Inputs) -> np.ndarray:
+        """The diagonal of `matrix`, `[1 or 2, n]`."""
+        dtype = x.arrays[0].dtype.name
+        lanes = (DENSE_LANES if self.is_dense else LANES)[dtype]
+        found = np.empty((2 if tangent else 1, x.count), dtype)
+        for start in range(0, x.count, lanes):
+            part = self.matrix(tangent, x.rows(start, start + lanes), None)
+            found[:, start : start + lanes] = np.diagonal(part, axis1=1, axis2=2)
+        return found
+
+    def _workers(self) -> int:
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(available, self.threads or available))
+
+    def _block(self, dtype: str) -> int:
+        if self.is_dense:
+            return 2048
+        source = self._variant(True, dtype, False).source
+        lanes = source.lanes
+        bytes_each = np.dtype(dtype).itemsize * (source.offsets()[-1] + source.inputs()[-1] + 1)
+        return max(lanes, min(1024, _SIDE // bytes_each) // lanes * lanes)
+
+    def _sided(self, tangent: bool, dtype: str, x: Inputs, pool: ThreadPoolExecutor) -> Sided:
+        """The one-sided quantities of a block of examples."""
+        sided = self._sided_once(tangent, dtype, x, False, pool)
+        smallest = sided.smallest_root
+        if smallest == 0.0:
+            sided = self._sided_once(tangent, dtype, x, True, pool)
+            smallest = sided.smallest_positive_root
+        if smallest**2 < TINY[dtype] * 1e3:
+            raise OutOfRange
+        return sided
+
+    def _sided_once(self, tangent: bool, dtype: str, x: Inputs, guarded: bool, pool: ThreadPoolExecutor) -> Sided:
+        variant = self._variant(tangent, dtype, guarded)
+        source = variant.source
+        lanes, places = source.lanes, source.offsets()
+        padded = _padded(x, lanes)
+        known = [(places[k], slot) for k, slot in enumerate(source.layout.slots) if slot.known]
+        roots = [(places[k], slot) for k, slot in enumerate(source.layout.slots) if not slot.known]
+        if self.is_dense:
+            columns = padded.count
+            own = np.stack([_own(padded, *pair) for pair in inner_fields(source.layout)])
+            right = np.zeros((places[-1], columns), dtype)
+            for place, slot in known:
+                right[place] = padded.quantities[slot.source].reshape(columns)
+            variant.first(own.reshape(-1), right.reshape(-1), columns, variant.first_factors)
+            left = np.ascontiguousarray(right[:, : x.count].T)
+            sizes = np.stack([right[place] for place, _ in roots]) if roots else np.ones((1, 1), dtype)
+            return Sided(x.count, guarded, padded, left, right.reshape(-1), own, np.empty(0), sizes)
+        inputs = np.concatenate([a.reshape(padded.count, -1) for a in padded.arrays], axis=1)
+        groups = padded.count // lanes
+        lanes_of = np.ascontiguousarray(inputs.reshape(groups, lanes, -1).swapaxes(1, 2)).reshape(groups, -1)
+        right = np.zeros((groups, places[-1], lanes), dtype)
+        for place, slot in known:
+            values = padded.quantities[slot.source].reshape(groups, lanes, -1).swapaxes(1, 2)
+            right[:, place : place + values.shape[1]] = values
+        right = right.reshape(groups, -1)
+
+        def one(group: int) -> None:
+            scratch, out = variant.scratch_arrays(), np.empty(2 * lanes, dtype)
+            variant.first(right[group], lanes_of[group], variant.first_factors, *scratch, out)
+
+        list(pool.map(one, range(groups)))
+        by_lane = right.reshape(groups, -1, lanes)
+        left = np.ascontiguousarray(by_lane.swapaxes(1, 2)).reshape(groups * lanes, -1)[: x.count]
+        sizes = [left[:, p : p + s.grid[0] * s.grid[1] * 2 : 2].reshape(-1) for p, s in roots]
+        return Sided(
+            x.count, guarded, padded, left, right, inputs[: x.count], lanes_of,
+            np.concatenate(sizes) if sizes else np.ones(1, dtype),
+        )  # fmt: skip
+
+    def _tile(
+        self, tangent: bool, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, pool: ThreadPoolExecutor
+    ) -> None:
+        """K and Θ between two blocks; on the diagonal of a symmetric matrix at least those above it."""
+        variant = self._variant(tangent, result.dtype.name, left.guarded or right.guarded)
+        tile = self._dense_tile if self.is_dense else self._plane_tile
+        tile(variant, left, right, result, diagonal, pool)
+
+    def _dense_tile(self, variant, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, pool) -> None:
+        lanes, dtype, columns = variant.source.lanes, result.dtype, right.padded.count
+        pairs = inner_fields(variant.source.layout)
+        for start in range(0, left.count, DENSE_ROWS):
+            stop = min(start + DENSE_ROWS, left.count)
+            skip = start // lanes * lanes if diagonal else 0
+            rows, wide = stop - start, columns - skip
+            products = np.empty((len(pairs), rows, wide), dtype)
+            for k, (a, b) in enumerate(pairs):
+                np.matmul(left.padded.arrays[a][start:stop, 0], right.padded.arrays[b][skip:, 0].T, out=products[k])
+                if diagonal:
+                    index = np.arange(rows)
+                    products[k, index, index + start - skip] = left.inputs[k, start:stop]
+            sides = right.right.reshape(-1, columns)[:, skip:]
+            sides = np.ascontiguousarray(sides).reshape(-1)
+            out = np.empty((len(variant.source.outputs), rows, wide), dtype)
+            flat, into = products.reshape(-1), out.reshape(-1)
+            triangle = skip - start if diagonal else rows
+
+            def run(cut: tuple[int, int]) -> None:
+                variant.pair(
+                    flat, left.left[start:stop], sides, wide, variant.pair_factors, into, rows, *cut, triangle
+                )  # noqa: B023
+
+            step = -(-rows // (4 * self._workers()))
+            list(pool.map(run, [(s, min(s + step, rows)) for s in range(0, rows, step)]))
+            result[:, start:stop, skip:] = out[:, :, : right.count - skip]
+
+    def _plane_tile(self, variant, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, pool) -> None:
+        lanes, outputs = variant.source.lanes, len(variant.source.outputs)
+        rows_at_once = ROWS_AT_ONCE if variant.source.layout.traced and len(variant.source.layout.segments) == 1 else 4
+
+        def run(job: tuple[int, int, int]) -> None:
+            group, start, stop = job
+            out = np.empty((stop - start, outputs, lanes), result.dtype)
+            variant.pair(
+                left.left[start:stop], right.right[group], left.inputs[start:stop], right.lanes_of[group],
+                variant.pair_factors, *variant.scratch_arrays(), out.reshape(-1), 0, stop - start,
+            )  # fmt: skip
+            first = group * lanes
+            last = min(first + lanes, right.count)
+            result[:, start:stop, first:last] = out.transpose(1, 0, 2)[:, :, : last - first]
+
+        jobs = []
+        for group in range(len(right.right)):
+            height = min(left.count, (group + 1) * lanes) if diagonal else left.count
+            jobs += [(group, s, min(s + rows_at_once, height)) for s in range(0, height, rows_at_once)]
+        list(pool.map(run, jobs))
+
+
+@dataclass
+class Sided:
+    """A block of examples with their one-sided quantities: of each example, and of groups of them across the lanes."""
+
+    count: int
+    guarded: bool
+    padded: Inputs
+    left: np.ndarray
+    right: np.ndarray
+    inputs: np.ndarray
+    lanes_of: np.ndarray
+    roots: np.ndarray
+
+    @property
+    def smallest_root(self) -> float:
+        return float(self.roots.min())
+
+    @property
+    def smallest_positive_root(self) -> float:
+        return float(np.min(self.roots, where=self.roots > 0, initial=np.inf))
+
+
+def _padded(x: Inputs, lanes: int) -> Inputs:
+    """As many examples as fill the lanes; the last one is repeated."""
+    missing = -x.count % lanes
+
+    def longer(a: np.ndarray) -> np.ndarray:
+        return np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) if missing else np.ascontiguousarray(a)
+
+    return Inputs(tuple(map(longer, x.arrays)), tuple(map(longer, x.quantities)))
+
+
+def _own(x: Inputs, left: int, right: int) -> np.ndarray:
+    return np.einsum("npw,npw->n", x.arrays[left], x.arrays[right])
+
+
+def mirror(result: np.ndarray, block: int) -> None:
+    """Copy what is above the diagonal below it, block by block so that no full-size temporary is made."""
+    n = result.shape[-1]
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        square = result[:, start:stop, start:stop]
+        upper = np.triu(square)
+        result[:, start:stop, start:stop] = upper + np.swapaxes(np.triu(square, 1), 1, 2)
+        result[:, stop:, start:stop] = np.swapaxes(result[:, start:stop, stop:], 1, 2)
