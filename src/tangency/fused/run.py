@@ -57,8 +57,8 @@ class Variant:
     pair: Any
     source: Source
     scratch: int
-    pair_factors: np.ndarray
-    first_factors: np.ndarray
+    pair_numbers: tuple[np.ndarray, ...]
+    first_numbers: tuple[np.ndarray, ...]
 
     def scratch_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Planes, totals, and totals rounded to the type of the planes."""
@@ -105,8 +105,11 @@ class FusedKernel:
         key = (tangent, dtype, guarded)
         if key not in self._variants:
             first_text, pair_text, first, pair, scratch = self._texts(tangent, dtype, guarded)
-            factors = [np.array([*s.factors, 0.0], dtype) for s in (pair, first)]
-            self._variants[key] = Variant(compiled(first_text), compiled(pair_text), pair, scratch, *factors)
+            numbers = [
+                (np.array([*s.factors, 0.0], dtype), *([] if self.is_dense else [np.array([*s.table, 0], np.int64)]))
+                for s in (pair, first)
+            ]
+            self._variants[key] = Variant(compiled(first_text), compiled(pair_text), pair, scratch, *numbers)
         return self._variants[key]
 
     def matrix(
@@ -191,7 +194,7 @@ class FusedKernel:
             right = np.zeros((places[-1], columns), dtype)
             for place, slot in known:
                 right[place] = padded.quantities[slot.source].reshape(columns)
-            variant.first(own.reshape(-1), right.reshape(-1), columns, variant.first_factors)
+            variant.first(own.reshape(-1), right.reshape(-1), columns, *variant.first_numbers)
             left = np.ascontiguousarray(right[:, : x.count].T)
             sizes = np.stack([right[place] for place, _ in roots]) if roots else np.ones((1, 1), dtype)
             return Sided(x.count, guarded, padded, left, right.reshape(-1), own, np.empty(0), sizes)
@@ -206,7 +209,7 @@ class FusedKernel:
 
         def one(group: int) -> None:
             scratch, out = variant.scratch_arrays(), np.empty(2 * lanes, dtype)
-            variant.first(right[group], lanes_of[group], variant.first_factors, *scratch, out)
+            variant.first(right[group], lanes_of[group], *variant.first_numbers, *scratch, out)
 
         list(pool.map(one, range(groups)))
         by_lane = right.reshape(groups, -1, lanes)
@@ -246,7 +249,7 @@ class FusedKernel:
 
             def run(cut: tuple[int, int]) -> None:
                 variant.pair(
-                    flat, left.left[start:stop], sides, wide, variant.pair_factors, into, rows, *cut, triangle
+                    flat, left.left[start:stop], sides, wide, *variant.pair_numbers, into, rows, *cut, triangle
                 )  # noqa: B023
 
             step = -(-rows // (4 * self._workers()))
@@ -262,7 +265,7 @@ class FusedKernel:
             out = np.empty((stop - start, outputs, lanes), result.dtype)
             variant.pair(
                 left.left[start:stop], right.right[group], left.inputs[start:stop], right.lanes_of[group],
-                variant.pair_factors, *variant.scratch_arrays(), out.reshape(-1), 0, stop - start,
+                *variant.pair_numbers, *variant.scratch_arrays(), out.reshape(-1), 0, stop - start,
             )  # fmt: skip
             first = group * lanes
             last = min(first + lanes, right.count)

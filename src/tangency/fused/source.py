@@ -48,6 +48,7 @@ class Source:
     guarded: bool
     functions: dict[str, str] = field(default_factory=dict)
     factors: list[float] = field(default_factory=list)
+    table: list[int] = field(default_factory=list)
 
     @property
     def row(self) -> int:
@@ -323,6 +324,7 @@ def plane_lines(source, segment, source_bounds, number, stores, totals, places, 
     """All stages of a segment on the plane of offset (dh, dw)."""
     layout, program, L = source.layout, source.layout.program, source.lanes
     calls: list[str] = []
+    stages: list[Call] = []
     seen: dict[object, str] = {}
 
     def geometry(g) -> str:
@@ -339,23 +341,24 @@ def plane_lines(source, segment, source_bounds, number, stores, totals, places, 
     for stage in segment.stages:
         name, uses = stage_function(source, segment, stage, totals)
         g = geometry(stage.geometry)
-        arguments = [str(uses["c0"])]
-        arguments += [str(segment.buffers[i] * source.plane) for i in (*uses["reads"], *uses["kept"])]
+        arguments: list[Argument] = [(uses["c0"], "")]
+        arguments += [(segment.buffers[i] * source.plane, "") for i in (*uses["reads"], *uses["kept"])]
         for slot in uses["slots"]:
             count = layout.slots[slot].count
-            arguments += [f"{places[slot]} + {x}{g} * {count}" for x in "pq"]
+            arguments += [(places[slot], f"{x}{g} * {count}") for x in "pq"]
         for index in uses["inputs"]:
             statement = program.statements[index]
             width = program.widths[statement.left]
-            arguments += [f"{inputs[statement.left]} + p{g} * {width}", f"{inputs[statement.right]} + q{g} * {width}"]
+            arguments += [(inputs[statement.left], f"p{g} * {width}"), (inputs[statement.right], f"q{g} * {width}")]
         for index in uses["stored"]:
             rows, columns = layout.grid(index)
             dh, dw = source_bounds[number]
             place = f"before({rows}, {dh}, dh{g}) * {pairs_within(columns, dw)} + h{g} * before({columns}, {dw}, dw{g})"
-            arguments.append(f"{stores[index]} + ({place}) * {L}")
+            arguments.append((stores[index], f"({place}) * {L}"))
         slid = {segment.geometry[program.statements[i].field] for i in stage.slides}
         hs = f"h{geometry(slid.pop())}" if slid else "0"
-        calls.append(f"{name}(S, A, B, X, Y, T, U, cs, {', '.join(arguments)}, h{g}, w{g}, {hs})")
+        stages.append((name, tuple(arguments), (f"h{g}", f"w{g}", hs)))
+    calls += repeated(source, stages)
     for index in segment.pools:
         inside = program.statements[index].field
         g = geometry(segment.geometry[inside])
@@ -365,6 +368,54 @@ def plane_lines(source, segment, source_bounds, number, stores, totals, places, 
             f"h{g}, w{g}, dh, dw, {most[0]}, {most[1]})"
         )
     return calls
+
+
+Argument = tuple[int, str]
+"""A number and what is added to it on a plane."""
+
+Call = tuple[str, tuple[Argument, ...], tuple[str, ...]]
+LONGEST = 8
+"""Stages in the longest block of layers that is looked for."""
+
+
+def repeated(source: Source, calls: list[Call]) -> list[str]:
+    """Calls of stages; blocks that recur with other numbers become a loop over a table, so that depth costs no code."""
+    lines: list[str] = []
+    place = 0
+    while place < len(calls):
+        period, times = recurrence(calls[place:])
+        block = calls[place : place + period * times]
+        if times == 1:
+            lines += [written(name, [str(n) + (f" + {rest}" if rest else "") for n, rest in own], sizes)
+                      for name, own, sizes in block]
+        else:
+            start, width = len(source.table), sum(len(own) for _, own, _ in block[:period])
+            source.table.extend(number for _, own, _ in block for number, _ in own)
+            lines.append(f"for k in range({start}, {start + width * times}, {width}):")
+            column = 0
+            for name, own, sizes in block[:period]:
+                arguments = [f"cn[k + {column + i}]" + (f" + {rest}" if rest else "") for i, (_, rest) in enumerate(own)]
+                lines.append("    " + written(name, arguments, sizes))
+                column += len(own)
+        place += period * times
+    return lines
+
+
+def recurrence(calls: list[Call]) -> tuple[int, int]:
+    """The length of the block that recurs first, and how often in a row; the one that covers most."""
+    shapes = [(name, tuple(rest for _, rest in own), sizes) for name, own, sizes in calls]
+    best = 1, 1
+    for period in range(1, min(LONGEST, len(calls) // 2) + 1):
+        times = 1
+        while shapes[times * period : (times + 1) * period] == shapes[:period]:
+            times += 1
+        if times > 1 and times * period > best[0] * best[1]:
+            best = period, times
+    return best
+
+
+def written(name: str, arguments: list[str], sizes: tuple[str, ...]) -> str:
+    return f"{name}(S, A, B, X, Y, T, U, cs, {', '.join((*arguments, *sizes))})"
 
 
 def tail_function(source: Source, totals: dict[int, int]) -> str:
@@ -461,10 +512,10 @@ def plane_text(source: Source, everything: bool, cache: bool) -> tuple[str, int]
     tail = tail_function(source, totals)
     head = ENTRY.format(cache=cache)
     if source.mode == "first":
-        entry = [head, "def entry(B, Y, cs, S, T, U, out):", "    A = B", "    X = Y"]
+        entry = [head, "def entry(B, Y, cs, cn, S, T, U, out):", "    A = B", "    X = Y"]
         entry += [indented([*lines, *(finish + [f"{tail}, 0)"] if everything else [])], 1)]
     else:
-        entry = [head, "def entry(A2, B, X2, Y, cs, S, T, U, out, first, last):", "    for i in range(first, last):"]
+        entry = [head, "def entry(A2, B, X2, Y, cs, cn, S, T, U, out, first, last):", "    for i in range(first, last):"]
         entry += ["        A = A2[i]", "        X = X2[i]"]
         entry += [indented([*lines, *finish, f"{tail}, i * {len(source.outputs)})"], 2)]
     functions = [text.replace("{name}", name) for text, name in source.functions.items()]
