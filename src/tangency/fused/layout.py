@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..graph.space import Window
-from .program import Dual, Inner, NotFused, One, Pool, Program, Slide, Sum, Total, needed, operands
+from .program import Dual, Inner, NotFusedError, One, Pool, Program, Slide, Sum, Total, needed, operands
 
 Pair = tuple[int, int]
 
@@ -118,7 +118,7 @@ class Layout:
 
 def grid(space: tuple[int, ...]) -> Pair:
     if len(space) > 2:
-        raise NotFused("more than two axes of positions")
+        raise NotFusedError("more than two axes of positions")
     rows, columns = (1, 1, *space)[-2:]
     return rows, columns
 
@@ -131,7 +131,7 @@ def axis_windows(windows: tuple[Window, ...]) -> tuple[Window, Window]:
 def pool_windows(program: Program, segment: Segment) -> tuple[Window, Window]:
     windows = {statement.windows for i in segment.pools if isinstance(statement := program.statements[i], Pool)}
     if len(windows) != 1:
-        raise NotFused("pools of different sizes side by side")
+        raise NotFusedError("pools of different sizes side by side")
     return axis_windows(windows.pop())
 
 
@@ -139,7 +139,7 @@ def arrange(program: Program, results: tuple[int | None, ...], slots: list[Slot]
     """Decide where and when every field is computed; `slots` are those of another layout of the same program.
 
     Raises:
-        NotFused: the program does not fit the scheme of planes.
+        NotFusedError: the program does not fit the scheme of planes.
     """
     statements, spaces = program.statements, program.spaces
     wanted = needed(program, results)
@@ -147,7 +147,7 @@ def arrange(program: Program, results: tuple[int | None, ...], slots: list[Slot]
     tail = [i for i in wanted if not spaces[i] and not isinstance(statements[i], Total)]
     totals = [i for i in wanted if isinstance(statements[i], Total)]
     if totals and any(isinstance(statements[i], Inner) for i in tail):
-        raise NotFused("a skip from the input around a network with positions")
+        raise NotFusedError("a skip from the input around a network with positions")
     slots = list(slots) if slots is not None else _slots(program, wanted)
     number = {i: 0 for i in on_planes}
     for i in on_planes:
@@ -168,11 +168,9 @@ def _slots(program: Program, wanted: tuple[int, ...]) -> list[Slot]:
     slots = [Slot(i, grid(spaces[i]), 2) for i in wanted if any(_is_dual_of(program, j, i) for j in wanted)]
     used = {q for i in wanted for part in _parts(program, i) for q in (*part[1], *part[2])}
     for quantity in sorted(used):
-        grids = {
-            grid(spaces[i]) for i in wanted for part in _parts(program, i) if quantity in (*part[1], *part[2])
-        }
+        grids = {grid(spaces[i]) for i in wanted for part in _parts(program, i) if quantity in (*part[1], *part[2])}
         if len(grids) > 1:
-            raise NotFused("a coefficient that is used on several grids")
+            raise NotFusedError("a coefficient that is used on several grids")
         slots.append(Slot(quantity, grids.pop(), 1, known=True))
     return slots
 
@@ -192,20 +190,18 @@ def _push_inner(program: Program, on_planes: list[int], number: dict[int, int]) 
     for i in on_planes:
         for j in operands(program.statements[i]):
             if j in number and number[j] != number[i] - isinstance(program.statements[i], Pool):
-                raise NotFused("a branch around a pool")
+                raise NotFusedError("a branch around a pool")
 
 
-def _segment(
-    program: Program, members: list[int], on_planes: list[int], totals: list[int]
-) -> Segment:
+def _segment(program: Program, members: list[int], on_planes: list[int], totals: list[int]) -> Segment:
     statements = program.statements
     pools = [i for i in on_planes if isinstance(s := statements[i], Pool) and s.field in members]
     sums = [i for i in totals if isinstance(s := statements[i], Total) and s.field in members]
     if bool(pools) == bool(sums):
-        raise NotFused("a branch around a pool" if pools else "positions that are never summed over")
-    if len({statements[i].trace for i in sums}) > 1:  # pyright: ignore[reportAttributeAccessIssue]
-        raise NotFused("a flattened and an averaged branch side by side")
-    ends = [statements[i].field for i in (*pools, *sums)]  # pyright: ignore[reportAttributeAccessIssue]
+        raise NotFusedError("a branch around a pool" if pools else "positions that are never summed over")
+    if len({s.trace for i in sums if isinstance(s := statements[i], Total)}) > 1:
+        raise NotFusedError("a flattened and an averaged branch side by side")
+    ends = [operands(statements[i])[0] for i in (*pools, *sums)]
     steps = _steps(program, members, ends)
     geometry = {i: Geometry(*grid(program.spaces[i]), steps[i]) for i in members}
     level: dict[int, int] = {}
@@ -221,12 +217,12 @@ def _segment(
         stage.slides = [i for i in stage.body if isinstance(statements[i], Slide)]
         later = [j for j in members if place[j] > number]
         read = {j for i in later for j in operands(statements[i]) if not isinstance(statements[i], Pool)}
-        read.update(statements[i].field for i in pools)  # pyright: ignore[reportAttributeAccessIssue]
+        read.update(operands(statements[i])[0] for i in pools)
         stage.kept = [i for i in stage.body if i in read]
     buffers = _buffers(program, stages, place, pools)
     sizes = {grid(program.spaces[i]) for i in ends}
     if len(sizes) != 1:
-        raise NotFused("branches of different sizes")
+        raise NotFusedError("branches of different sizes")
     return Segment(stages, pools, sums, geometry, buffers, sizes.pop())
 
 
@@ -234,7 +230,7 @@ def _steps(program: Program, members: list[int], ends: Iterable[int]) -> dict[in
     steps: dict[int, Pair] = dict.fromkeys(ends, (1, 1))
     for i in reversed(members):
         if i not in steps:
-            raise NotFused("a field that leads nowhere")
+            raise NotFusedError("a field that leads nowhere")
         statement = program.statements[i]
         if isinstance(statement, Pool):
             continue
@@ -244,7 +240,7 @@ def _steps(program: Program, members: list[int], ends: Iterable[int]) -> dict[in
             step = step[0] * rows.stride, step[1] * columns.stride
         for j in operands(statement):
             if program.spaces[j] and steps.setdefault(j, step) != step:
-                raise NotFused("branches of different strides")
+                raise NotFusedError("branches of different strides")
     return steps
 
 
@@ -255,7 +251,7 @@ def _buffers(program: Program, stages: list[Stage], level: dict[int, int], pools
         for j in operands(program.statements[i]):
             last[j] = max(last.get(j, 0), stage)
     for i in pools:
-        last[program.statements[i].field] = len(stages)  # pyright: ignore[reportAttributeAccessIssue]
+        last[operands(program.statements[i])[0]] = len(stages)
     found: dict[int, int] = {}
     for place, stage in enumerate(stages):
         busy = {found[i] for i in found if last[i] >= place}
@@ -263,4 +259,3 @@ def _buffers(program: Program, stages: list[Stage], level: dict[int, int], pools
             found[i] = next(b for b in range(len(busy) + 1) if b not in busy)
             busy.add(found[i])
     return found
-

@@ -1,6 +1,6 @@
 """From a limit graph to the statements of a fused program, by the rules of the limit's recursion.
 
-Only what has a fused form is lowered; anything else raises `NotFused`, and nothing is approximated. The rules are those
+Only what has a fused form is lowered; anything else raises `NotFusedError`, and nothing is approximated. The rules are those
 of `limit.recursion`, for the two sides of one leaf: K' = σ_w² Σ K, Θ' = η Σ K + σ_w² Σ Θ, duals, and linear maps.
 """
 
@@ -32,7 +32,7 @@ from .program import (
     Dual,
     Function,
     Inner,
-    NotFused,
+    NotFusedError,
     One,
     Pool,
     Program,
@@ -103,13 +103,13 @@ class Lowering:
             return self.query(*inner)[0], {}
         if isinstance(a, SumLeaf) or isinstance(b, SumLeaf):
             if not (a.gaussian and b.gaussian):
-                raise NotFused("a sum that meets a map of activations")
+                raise NotFusedError("a sum that meets a map of activations")
             pair = self.pairs(_segment(a), _segment(b))
             sealed = (self.field_of(part, a.space) for part in pair)
             k, theta = ({} if place is None else {((), (), place): 1.0} for place in sealed)
             return k, theta
         if a is not b:
-            raise NotFused("a weight that is used twice")
+            raise NotFusedError("a weight that is used twice")
         match a:
             case WeightLeaf():
                 return self.weight(a)
@@ -117,15 +117,15 @@ class Lowering:
                 return self.pooled(a)
             case ParameterLeaf(parameter=parameter):
                 if parameter.noise or a.space:
-                    raise NotFused("dropout" if parameter.noise else "a parameter with positions of its own")
+                    raise NotFusedError("dropout" if parameter.noise else "a parameter with positions of its own")
                 sizes = parameter.variance * a.scale**2, parameter.rate * a.scale**2
                 k, theta = (_scaled(self.one(()), size) for size in sizes)
                 return k, theta
-        raise NotFused(type(a).__name__)
+        raise NotFusedError(type(a).__name__)
 
     def weight(self, leaf: WeightLeaf) -> tuple[Linear, Linear]:
         if leaf.depthwise or leaf.unshared:
-            raise NotFused("a depthwise convolution" if leaf.depthwise else "a locally connected layer")
+            raise NotFusedError("a depthwise convolution" if leaf.depthwise else "a locally connected layer")
         weight, scale = leaf.weight, leaf.scale**2
         k, theta = self._summed(leaf)
         k, theta = (_scaled(part, scale / leaf.groups) for part in (k, theta))
@@ -145,7 +145,7 @@ class Lowering:
             k, theta = _added(k, first), _added(theta, second)
         if contracted and not folded:
             if kept:
-                raise NotFused("a weight that contracts some axes of positions and not others")
+                raise NotFusedError("a weight that contracts some axes of positions and not others")
             return self._moved((k, theta), space, lambda i: Total(i, True), ())
         windows = {axis: _plain(window) for axis, window in leaf.windows}
         if all(window.is_trivial for window in windows.values()):
@@ -168,7 +168,7 @@ class Lowering:
     def pooled(self, leaf: LinearLeaf) -> tuple[Linear, Linear]:
         """A chain of maps along single axes, as one map."""
         if leaf.matrix is not None:
-            raise NotFused("a matrix over positions")
+            raise NotFusedError("a matrix over positions")
         chain, inner = [leaf], leaf.segment
         while (within := _map_inside(inner, leaf)) is not None:
             chain.append(within)
@@ -177,12 +177,12 @@ class Lowering:
         k, theta = self.pairs(inner, inner)
         if leaf.window is None:
             if len(chain) != len(space):
-                raise NotFused("a sum over some axes of positions and not others")
+                raise NotFusedError("a sum over some axes of positions and not others")
             return self._moved((k, theta), space, lambda i: Total(i, False), ())
         windows = [Window(1)] * len(space)
         for link in chain:
             if link.window is None or not windows[link.axis].is_trivial:
-                raise NotFused("a chain of pools along one axis")
+                raise NotFusedError("a chain of pools along one axis")
             windows[link.axis] = _plain(link.window)
         chosen = tuple(windows)
         return self._moved((k, theta), space, lambda i: Pool(i, chosen), leaf.space)
@@ -210,16 +210,16 @@ class Lowering:
             others = (*s.factors, *t.factors)
             if len(others) == 1 and others[0].function.is_identity and others[0].leaf.gaussian:
                 return {}
-            raise NotFused("a constant beside a random signal")
+            raise NotFusedError("a constant beside a random signal")
         if width is None:
-            raise NotFused("a constant output")
+            raise NotFusedError("a constant output")
         left, right = (self._array(term.coefficient, segment, width) for term in (s, t))
         space = tuple(length for axis, length in enumerate(segment.space) if axis not in width)
         return {((), (), self.emit(Inner(left, right), space)): 1.0}
 
     def _array(self, known: Known, segment: Segment, width: tuple[int, ...]) -> int:
         if known.shape != (*segment.space, segment.size):
-            raise NotFused("an input that is constant along some axes")
+            raise NotFusedError("an input that is constant along some axes")
         return self.arrays.setdefault((known, width), len(self.arrays))
 
     def _coefficient(self, term: Term) -> tuple[float, Knowns]:
@@ -227,7 +227,7 @@ class Lowering:
         if isinstance(known, Constant) and known.scalar is not None:
             return known.scalar, ()
         if term.varies or (known.shape and any(length == 1 for length in known.shape[:-1])):
-            raise NotFused("a coefficient that differs along the width")
+            raise NotFusedError("a coefficient that differs along the width")
         return 1.0, (self.quantities.setdefault(known, len(self.quantities)),)
 
     def _terms(self, s: Term, t: Term, space: Space) -> tuple[Linear, Linear]:
@@ -255,7 +255,7 @@ class Lowering:
             slopes = self._dual(f, g, f.function.derivative, g.function.derivative)
         else:
             if not (is_degenerate(f.leaf) and is_degenerate(g.leaf)):
-                raise NotFused("a product of random signals")
+                raise NotFusedError("a product of random signals")
             slopes = self._expectation(left, right, space)
         return self._product(slopes, theta, space)
 
@@ -266,9 +266,9 @@ class Lowering:
             number = self._number(one)
             if number is not None:
                 return _scaled(other, number)
-        places = self.field_of(first, space), self.field_of(second, space)
-        assert places[0] is not None and places[1] is not None
-        return {((), (), self.emit(Times(*places), space)): 1.0}
+        left, right = self.field_of(first, space), self.field_of(second, space)
+        assert left is not None and right is not None
+        return {((), (), self.emit(Times(left, right), space)): 1.0}
 
     def _number(self, linear: Linear) -> float | None:
         """The number that a combination is everywhere, if it is one."""
@@ -278,12 +278,12 @@ class Lowering:
 
     def _expectation(self, left: list[Factor], right: list[Factor], space: Space) -> Linear:
         if len(left) != 1 or len(right) != 1:
-            raise NotFused("a product of random signals")
+            raise NotFusedError("a product of random signals")
         f, g = left[0], right[0]
         if f.leaf.roots.isdisjoint(g.leaf.roots):
             if any(x.function.is_identity and x.leaf.gaussian for x in (f, g)):
                 return {}
-            raise NotFused("means of two independent activations")
+            raise NotFusedError("means of two independent activations")
         _check_places(f, g)
         if f.function.is_identity and g.function.is_identity:
             return self.query(f.leaf, g.leaf)[0]
@@ -292,39 +292,39 @@ class Lowering:
     def _dual(self, f: Factor, g: Factor, left: Elementwise, right: Elementwise) -> Linear:
         u, v = (x.leaf.leaf if isinstance(x.leaf, StopLeaf) else x.leaf for x in (f, g))
         if u is not v or not u.gaussian:
-            raise NotFused("an expectation of two different signals")
+            raise NotFusedError("an expectation of two different signals")
         if left.parameters or right.parameters:
-            raise NotFused("an activation with parameters that depend on the input")
-        rules = self.functions(left), self.functions(right)
-        if rules[0] is None or rules[1] is None:
-            raise NotFused(f"the activation {f.function.label or g.function.label or 'without a name'}")
+            raise NotFusedError("an activation with parameters that depend on the input")
+        first, second = self.functions(left), self.functions(right)
+        if first is None or second is None:
+            raise NotFusedError(f"the activation {f.function.label or g.function.label or 'without a name'}")
         place = self.field_of(self.query(u, u)[0], u.space)
         if place is None:
-            raise NotFused("an activation of a signal without randomness")
-        return {((), (), self.emit(Dual(place, *rules), u.space)): 1.0}
+            raise NotFusedError("an activation of a signal without randomness")
+        return {((), (), self.emit(Dual(place, first, second), u.space)): 1.0}
 
 
-def lower(graph: Graph, functions: Callable[[Elementwise], Function | None]) -> tuple[Program, list[Array], list[Known]]:
+def lower(
+    graph: Graph, functions: Callable[[Elementwise], Function | None]
+) -> tuple[Program, list[Array], list[Known]]:
     """The program of a graph, the Known arrays its inner products read, and its one-sided Known quantities.
 
     Raises:
-        NotFused: some part of the graph has no fused form; it says which.
+        NotFusedError: some part of the graph has no fused form; it says which.
     """
     if graph.integers or graph.sampling is not None:
-        raise NotFused("integer inputs" if graph.integers else "a numerical rule")
+        raise NotFusedError("integer inputs" if graph.integers else "a numerical rule")
     if len(graph.output.segments) != 1 or graph.output.segments[0].space:
-        raise NotFused("an output that keeps positions")
+        raise NotFusedError("an output that keeps positions")
     lowering = Lowering(functions)
     segment = graph.output.segments[0]
     for leaf in graph.leaves:
         # In their order, so that no query goes deep; what is refused here may not be needed.
-        with contextlib.suppress(NotFused):
+        with contextlib.suppress(NotFusedError):
             lowering.query(leaf, leaf)
     k, theta = (lowering.field_of(part, ()) for part in lowering.pairs(segment, segment))
     widths = tuple(prod([known.shape[-1], *(known.shape[i] for i in axes)]) for known, axes in lowering.arrays)
-    program = Program(
-        tuple(lowering.statements), tuple(lowering.spaces), k, theta, widths, len(lowering.quantities)
-    )
+    program = Program(tuple(lowering.statements), tuple(lowering.spaces), k, theta, widths, len(lowering.quantities))
     return program, list(lowering.arrays), list(lowering.quantities)
 
 
@@ -342,7 +342,7 @@ def _map_inside(segment: Segment, outer: LinearLeaf) -> LinearLeaf | None:
 
 def _plain(window: Window) -> Window:
     if window.base_dilation != 1 or window.low < 0 or window.high < 0:
-        raise NotFused("a transposed convolution or a negative padding")
+        raise NotFusedError("a transposed convolution or a negative padding")
     return window
 
 
@@ -353,7 +353,7 @@ def _stopped(factor: Factor) -> bool:
 def _check_places(f: Factor, g: Factor) -> None:
     for factor in (f, g):
         if factor.axes != tuple(range(len(factor.leaf.space))):
-            raise NotFused("a signal whose axes are rearranged")
+            raise NotFusedError("a signal whose axes are rearranged")
 
 
 def _scaled(linear: Linear, factor: float, left: Knowns = (), right: Knowns = ()) -> Linear:

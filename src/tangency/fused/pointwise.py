@@ -99,7 +99,9 @@ class Writer:
         one, zero, tiny = self.constant(1.0), self.constant(0.0), self.constant(TINY[self.dtype])
         epsilon = 2.0**-23 if self.dtype == "float32" else 2.0**-52
         root = self.define(f"root{local}", f"sqrt(where_less({zero}, {c}, {c}, {zero}))")
-        inverse = self.define(f"inverse{local}", f"where_less({c}, {tiny}, {zero}, {one} / where_less({c}, {tiny}, {one}, {root}))")
+        inverse = self.define(
+            f"inverse{local}", f"where_less({c}, {tiny}, {zero}, {one} / where_less({c}, {tiny}, {one}, {root}))"
+        )
         for _ in range(4):
             up = f"{inverse} * {self.constant(1.0 + epsilon)}"
             self.define(inverse, f"where_less(({c} * {inverse}) * {inverse}, {one}, {up}, {inverse})")
@@ -108,7 +110,7 @@ class Writer:
         self.shared[index] = {"id": str(local), "ra": root, "rb": root, "ia": inverse, "ib": inverse}
 
     def sum(self, parts: tuple[tuple[float, tuple[int, ...], tuple[int, ...], int], ...]) -> str:
-        total = ""
+        total: str = ""
         for factor, left, right, place in parts:
             statement = self.layout.program.statements[place]
             value = None if isinstance(statement, One) else self.of(place)
@@ -120,7 +122,7 @@ class Writer:
                     value = other if value is None else f"({value} * {other})"
             scale = None if factor == 1.0 and value is not None else self.factor(factor)
             if not total:
-                total = value if scale is None else scale if value is None else f"{scale} * {value}"  # pyright: ignore[reportAssignmentType]
+                total = str(value if scale is None else scale if value is None else f"{scale} * {value}")
             elif scale is None or value is None:
                 total = f"({total}) + {value or scale}"
             else:
@@ -190,9 +192,7 @@ class Writer:
         if "absolute" not in names:
             r = self._polynomial(place, "r", tuple(2.0 * x for x in integrated(arccosine(self.dtype))))
             cube = f"({names['t']} * {names['y']})"
-            names["absolute"] = self.define(
-                f"absolute_{names['id']}", f"{names['s']} * fma({cube}, {r}, {names['m']})"
-            )
+            names["absolute"] = self.define(f"absolute_{names['id']}", f"{names['s']} * fma({cube}, {r}, {names['m']})")
         return names["absolute"]
 
     def _sign(self, place: int) -> str:

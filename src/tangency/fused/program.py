@@ -15,7 +15,7 @@ from ..graph.space import Window
 Space: TypeAlias = tuple[int, ...]
 
 
-class NotFused(Exception):
+class NotFusedError(Exception):
     """Something in a graph has no fused form; the message says what. The XLA path evaluates it."""
 
 

@@ -1,4 +1,4 @@
-"""Running fused programs: groups of examples across the lanes, one-sided quantities first, then pairs on all threads."""
+"""Running fused programs: examples across the lanes, one-sided quantities first, then pairs on all threads."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ..types import Kind
 from .compile import compiled
 from .layout import arrange
 from .pointwise import TINY
-from .program import Dual, NotFused, Program
-from .source import Source, dense_text, inner_fields, plane_text
+from .program import Dual, NotFusedError, Program
+from .source import Source, dense_text, inner_fields, pairs_within, plane_text
 
 LANES = {"float32": 8, "float64": 4}
 DENSE_LANES = {"float32": 16, "float64": 8}
@@ -25,7 +27,7 @@ DENSE_ROWS = 256
 ROWS_AT_ONCE = 64
 
 
-class OutOfRange(Exception):
+class OutOfRangeError(Exception):
     """Variances too close to zero for the fused arithmetic; the XLA path must serve."""
 
 
@@ -72,28 +74,37 @@ class FusedKernel:
     def __init__(self, program: Program, threads: int | None = None):
         self.program = program
         self.threads = threads
-        self._variants: dict[tuple[bool, str, bool], Variant] = {}
-        results = program.nngp, program.ntk
-        layout = arrange(program, results)
+        self._variants: dict[tuple[Kind, str, bool], Variant] = {}
         if program.nngp is None:
-            raise NotFused("an output whose second moment is zero")
-        first = arrange(program, (program.nngp,), layout.slots)
-        missing = {s.source for s in layout.slots if not s.known} - set(first.fields)
-        if missing:
-            raise NotFused("a tangent that needs moments of its own")
+            raise NotFusedError("an output whose second moment is zero")
+        layout = arrange(program, (program.nngp, program.ntk))
+        # The same one-sided quantities serve every kind.
+        self._both, self._nngp = layout, arrange(program, (program.nngp,), layout.slots)
+        if {slot.source for slot in layout.slots if not slot.known} - set(self._nngp.fields):
+            raise NotFusedError("a tangent that needs moments of its own")
         self.is_dense = not layout.segments
-        self._layouts = {False: first, True: layout}
         self._deep_tail = any(isinstance(program.statements[i], Dual) for i in layout.tail)
-        for variant in (False, True):
-            self._texts(variant, "float32", False)
+        self._texts("both", "float32", False)
 
-    def _texts(self, tangent: bool, dtype: str, guarded: bool) -> tuple[str, str, Source, Source, int]:
-        program, layout = self.program, self._layouts[tangent]
-        outputs = (program.nngp, program.ntk) if tangent else (program.nngp,)
-        # Slots of the layout with tangents, whichever is run: the same one-sided quantities serve both.
-        first_layout = arrange(program, (program.nngp,), layout.slots)
+    @property
+    def work(self) -> float:
+        """Gaussian expectations in one pair of examples."""
+        layout, statements, total = self._both, self.program.statements, 0.0
+        bounds = layout.bounds(True) if layout.segments else []
+        for segment, bound in zip(layout.segments, bounds, strict=True):
+            for i, g in segment.geometry.items():
+                if isinstance(statements[i], Dual):
+                    most = (min(bound[0] * g.step[0], g.rows - 1), min(bound[1] * g.step[1], g.columns - 1))
+                    pairs = pairs_within(g.rows, most[0]) * pairs_within(g.columns, most[1])
+                    total += pairs / (g.step[0] * g.step[1])
+        return total + sum(isinstance(statements[i], Dual) for i in layout.tail)
+
+    def _texts(self, form: Kind, dtype: str, guarded: bool) -> tuple[str, str, Source, Source, int]:
+        program = self.program
+        layout = self._nngp if form == "nngp" else self._both
+        outputs = {"nngp": (program.nngp,), "ntk": (program.ntk,), "both": (program.nngp, program.ntk)}[form]
         lanes = (DENSE_LANES if self.is_dense else LANES)[dtype]
-        first = Source(first_layout, (program.nngp,), dtype, lanes, "first", guarded)
+        first = Source(self._nngp, (program.nngp,), dtype, lanes, "first", guarded)
         pair = Source(layout, outputs, dtype, lanes, "pair", guarded)
         if self.is_dense:
             return dense_text(first, True), dense_text(pair, True), first, pair, 0
@@ -101,10 +112,10 @@ class FusedKernel:
         pair_text, pair_scratch = plane_text(pair, True, True)
         return first_text, pair_text, first, pair, max(first_scratch, pair_scratch)
 
-    def _variant(self, tangent: bool, dtype: str, guarded: bool) -> Variant:
-        key = (tangent, dtype, guarded)
+    def _variant(self, form: Kind, dtype: str, guarded: bool) -> Variant:
+        key = (form, dtype, guarded)
         if key not in self._variants:
-            first_text, pair_text, first, pair, scratch = self._texts(tangent, dtype, guarded)
+            first_text, pair_text, first, pair, scratch = self._texts(form, dtype, guarded)
             numbers = [
                 (np.array([*s.factors, 0.0], dtype), *([] if self.is_dense else [np.array([*s.table, 0], np.int64)]))
                 for s in (pair, first)
@@ -114,20 +125,21 @@ class FusedKernel:
 
     def matrix(
         self,
-        tangent: bool,
+        kind: Kind,
         x1: Inputs,
         x2: Inputs | None,
         progress: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
-        """K, or with `tangent` (K, Θ), as `[1 or 2, n, m]`. With `x2` None only entries on and above the diagonal are
+        """K, Θ, or both stacked, `[n, m]` or `[2, n, m]`. With `x2` None only entries on and above the diagonal are
         computed, and mirrored.
 
         Raises:
-            OutOfRange: variances are too small to divide by.
+            OutOfRangeError: variances are too small to divide by.
         """
         dtype = x1.arrays[0].dtype.name
         other = x1 if x2 is None else x2
-        outputs = 2 if tangent else 1
+        form = self._form(kind)
+        outputs = 2 if form == "both" else 1
         result = np.empty((outputs, x1.count, other.count), dtype)
         block = self._block(dtype)
         rows = [(s, min(s + block, x1.count)) for s in range(0, x1.count, block)]
@@ -137,25 +149,29 @@ class FusedKernel:
             done: tuple[tuple[int, int], Any] | None = None
             for number, (r, c) in enumerate(jobs):
                 if done is None or done[0] != r:
-                    done = r, self._sided(tangent, dtype, x1.rows(*r), pool)
+                    done = r, self._sided(form, dtype, x1.rows(*r), pool)
                 left = done[1]
-                right = left if x2 is None and r == c else self._sided(tangent, dtype, other.rows(*c), pool)
+                right = left if x2 is None and r == c else self._sided(form, dtype, other.rows(*c), pool)
                 diagonal = x2 is None and r == c
-                self._tile(tangent, left, right, result[:, r[0] : r[1], c[0] : c[1]], diagonal, pool)
+                self._tile(form, left, right, result[:, r[0] : r[1], c[0] : c[1]], diagonal, pool)
                 if progress is not None:
                     progress(number + 1, len(jobs))
         if x2 is None:
             mirror(result, block)
-        return result
+        return _select(result, kind)
 
-    def diagonal(self, tangent: bool, x: Inputs) -> np.ndarray:
-        """The diagonal of `matrix`, `[1 or 2, n]`."""
+    def _form(self, kind: Kind) -> Kind:
+        """Which program serves a kind: beside a convolution a second output costs nothing, a second program does."""
+        return "both" if kind == "ntk" and not self.is_dense else kind
+
+    def diagonal(self, kind: Kind, x: Inputs) -> np.ndarray:
+        """The diagonal of `matrix`, `[n]` or `[2, n]`."""
         dtype = x.arrays[0].dtype.name
         lanes = (DENSE_LANES if self.is_dense else LANES)[dtype]
-        found = np.empty((2 if tangent else 1, x.count), dtype)
+        found = np.empty((2, x.count) if kind == "both" else x.count, dtype)
         for start in range(0, x.count, lanes):
-            part = self.matrix(tangent, x.rows(start, start + lanes), None)
-            found[:, start : start + lanes] = np.diagonal(part, axis1=1, axis2=2)
+            part = self.matrix(kind, x.rows(start, start + lanes), None)
+            found[..., start : start + lanes] = np.diagonal(part, axis1=-2, axis2=-1)
         return found
 
     def _workers(self) -> int:
@@ -165,24 +181,24 @@ class FusedKernel:
     def _block(self, dtype: str) -> int:
         if self.is_dense:
             return 2048
-        source = self._variant(True, dtype, False).source
+        source = self._variant("nngp", dtype, False).source
         lanes = source.lanes
         bytes_each = np.dtype(dtype).itemsize * (source.offsets()[-1] + source.inputs()[-1] + 1)
         return max(lanes, min(1024, _SIDE // bytes_each) // lanes * lanes)
 
-    def _sided(self, tangent: bool, dtype: str, x: Inputs, pool: ThreadPoolExecutor) -> Sided:
+    def _sided(self, form: Kind, dtype: str, x: Inputs, pool: ThreadPoolExecutor) -> Sided:
         """The one-sided quantities of a block of examples."""
-        sided = self._sided_once(tangent, dtype, x, False, pool)
+        sided = self._sided_once(form, dtype, x, False, pool)
         smallest = sided.smallest_root
         if smallest == 0.0:
-            sided = self._sided_once(tangent, dtype, x, True, pool)
+            sided = self._sided_once(form, dtype, x, True, pool)
             smallest = sided.smallest_positive_root
         if smallest**2 < TINY[dtype] * 1e3:
-            raise OutOfRange
+            raise OutOfRangeError
         return sided
 
-    def _sided_once(self, tangent: bool, dtype: str, x: Inputs, guarded: bool, pool: ThreadPoolExecutor) -> Sided:
-        variant = self._variant(tangent, dtype, guarded)
+    def _sided_once(self, form: Kind, dtype: str, x: Inputs, guarded: bool, pool: ThreadPoolExecutor) -> Sided:
+        variant = self._variant(form, dtype, guarded)
         source = variant.source
         lanes, places = source.lanes, source.offsets()
         padded = _padded(x, lanes)
@@ -221,10 +237,10 @@ class FusedKernel:
         )  # fmt: skip
 
     def _tile(
-        self, tangent: bool, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, pool: ThreadPoolExecutor
+        self, form: Kind, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, pool: ThreadPoolExecutor
     ) -> None:
         """K and Θ between two blocks; on the diagonal of a symmetric matrix at least those above it."""
-        variant = self._variant(tangent, result.dtype.name, left.guarded or right.guarded)
+        variant = self._variant(form, result.dtype.name, left.guarded or right.guarded)
         tile = self._dense_tile if self.is_dense else self._plane_tile
         tile(variant, left, right, result, diagonal, pool)
 
@@ -244,16 +260,20 @@ class FusedKernel:
             sides = right.right.reshape(-1, columns)[:, skip:]
             sides = np.ascontiguousarray(sides).reshape(-1)
             out = np.empty((len(variant.source.outputs), rows, wide), dtype)
-            flat, into = products.reshape(-1), out.reshape(-1)
-            triangle = skip - start if diagonal else rows
-
-            def run(cut: tuple[int, int]) -> None:
-                variant.pair(
-                    flat, left.left[start:stop], sides, wide, *variant.pair_numbers, into, rows, *cut, triangle
-                )  # noqa: B023
-
+            fixed = (
+                products.reshape(-1),
+                left.left[start:stop],
+                sides,
+                wide,
+                *variant.pair_numbers,
+                out.reshape(-1),
+                rows,
+            )
             step = -(-rows // (4 * self._workers()))
-            list(pool.map(run, [(s, min(s + step, rows)) for s in range(0, rows, step)]))
+            cuts = range(0, rows, step)
+            ends = [min(cut + step, rows) for cut in cuts]
+            run = partial(variant.pair, *fixed)
+            list(pool.map(run, cuts, ends, [skip - start if diagonal else rows] * len(ends)))
             result[:, start:stop, skip:] = out[:, :, : right.count - skip]
 
     def _plane_tile(self, variant, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, pool) -> None:
@@ -276,6 +296,10 @@ class FusedKernel:
             height = min(left.count, (group + 1) * lanes) if diagonal else left.count
             jobs += [(group, s, min(s + rows_at_once, height)) for s in range(0, height, rows_at_once)]
         list(pool.map(run, jobs))
+
+
+def _select(result: np.ndarray, kind: Kind) -> np.ndarray:
+    return result if kind == "both" else result[-1]
 
 
 @dataclass

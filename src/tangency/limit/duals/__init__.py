@@ -1,5 +1,6 @@
 """Dual activations: Gaussian expectations of elementwise functions and of their products."""
 
+from ._piecewise_linear import piecewise_linear as piecewise_linear
 from .activation import Activation as Activation
 from .evaluate import dual as dual
 from .evaluate import mean as mean
