@@ -39,9 +39,11 @@ def compiled(text: str) -> Any:
         namespace: dict[str, Any] = {"__name__": stem}
         exec(compile(text, f"<{stem}>", "exec"), namespace)
         return namespace["entry"]
-    spec = importlib.util.spec_from_file_location(f"tangency_{stem}", path)
+    name = f"tangency_{stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # Numba finds a cached function's module by its name.
     spec.loader.exec_module(module)
     return module.entry
 

@@ -23,7 +23,8 @@ DENSE_LANES = {"float32": 16, "float64": 8}
 _SIDE = 2**26
 """Bytes that the one-sided quantities of a block of examples may take."""
 
-DENSE_ROWS = 256
+DENSE_ROWS = 1024
+DENSE_BLOCK = 16384
 ROWS_AT_ONCE = 64
 
 
@@ -157,7 +158,7 @@ class FusedKernel:
                 if progress is not None:
                     progress(number + 1, len(jobs))
         if x2 is None:
-            mirror(result, block)
+            mirror(result, block, inside=not self.is_dense)
         return _select(result, kind)
 
     def _form(self, kind: Kind) -> Kind:
@@ -180,7 +181,7 @@ class FusedKernel:
 
     def _block(self, dtype: str) -> int:
         if self.is_dense:
-            return 2048
+            return DENSE_BLOCK
         source = self._variant("nngp", dtype, False).source
         lanes = source.lanes
         bytes_each = np.dtype(dtype).itemsize * (source.offsets()[-1] + source.inputs()[-1] + 1)
@@ -245,21 +246,25 @@ class FusedKernel:
         tile(variant, left, right, result, diagonal, pool)
 
     def _dense_tile(self, variant, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, pool) -> None:
+        """Panel by panel: a matrix product into a buffer that stays in the cache, then all layers in place."""
         lanes, dtype, columns = variant.source.lanes, result.dtype, right.padded.count
-        pairs = inner_fields(variant.source.layout)
+        pairs, outputs = inner_fields(variant.source.layout), len(variant.source.outputs)
+        spare = np.empty(
+            (max(len(pairs), outputs) if len(pairs) == 1 else len(pairs) + outputs) * DENSE_ROWS * columns, dtype
+        )
         for start in range(0, left.count, DENSE_ROWS):
             stop = min(start + DENSE_ROWS, left.count)
             skip = start // lanes * lanes if diagonal else 0
             rows, wide = stop - start, columns - skip
-            products = np.empty((len(pairs), rows, wide), dtype)
+            products = spare[: len(pairs) * rows * wide].reshape(len(pairs), rows, wide)
+            after = 0 if len(pairs) == 1 else products.size
+            out = spare[after : after + outputs * rows * wide].reshape(outputs, rows, wide)
             for k, (a, b) in enumerate(pairs):
                 np.matmul(left.padded.arrays[a][start:stop, 0], right.padded.arrays[b][skip:, 0].T, out=products[k])
                 if diagonal:
                     index = np.arange(rows)
                     products[k, index, index + start - skip] = left.inputs[k, start:stop]
-            sides = right.right.reshape(-1, columns)[:, skip:]
-            sides = np.ascontiguousarray(sides).reshape(-1)
-            out = np.empty((len(variant.source.outputs), rows, wide), dtype)
+            sides = np.ascontiguousarray(right.right.reshape(-1, columns)[:, skip:]).reshape(-1)
             fixed = (
                 products.reshape(-1),
                 left.left[start:stop],
@@ -274,7 +279,12 @@ class FusedKernel:
             ends = [min(cut + step, rows) for cut in cuts]
             run = partial(variant.pair, *fixed)
             list(pool.map(run, cuts, ends, [skip - start if diagonal else rows] * len(ends)))
-            result[:, start:stop, skip:] = out[:, :, : right.count - skip]
+            found = out[:, :, : right.count - skip]
+            result[:, start:stop, skip:] = found
+            if diagonal:
+                square = found[:, :, start - skip : stop - skip]
+                result[:, start:stop, start:stop] = np.triu(square) + np.swapaxes(np.triu(square, 1), 1, 2)
+                result[:, stop:, start:stop] = np.swapaxes(found[:, :, stop - skip :], 1, 2)
 
     def _plane_tile(self, variant, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, pool) -> None:
         lanes, outputs = variant.source.lanes, len(variant.source.outputs)
@@ -338,12 +348,12 @@ def _own(x: Inputs, left: int, right: int) -> np.ndarray:
     return np.einsum("npw,npw->n", x.arrays[left], x.arrays[right])
 
 
-def mirror(result: np.ndarray, block: int) -> None:
-    """Copy what is above the diagonal below it, block by block so that no full-size temporary is made."""
+def mirror(result: np.ndarray, block: int, inside: bool) -> None:
+    """Copy what is above the diagonal below it, by blocks; `inside` those on the diagonal too."""
     n = result.shape[-1]
     for start in range(0, n, block):
         stop = min(start + block, n)
-        square = result[:, start:stop, start:stop]
-        upper = np.triu(square)
-        result[:, start:stop, start:stop] = upper + np.swapaxes(np.triu(square, 1), 1, 2)
+        if inside:
+            square = result[:, start:stop, start:stop]
+            result[:, start:stop, start:stop] = np.triu(square) + np.swapaxes(np.triu(square, 1), 1, 2)
         result[:, stop:, start:stop] = np.swapaxes(result[:, start:stop, stop:], 1, 2)
