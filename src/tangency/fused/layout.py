@@ -12,9 +12,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..graph.space import Window
-from .program import Dual, Inner, NotFusedError, One, Pool, Program, Slide, Sum, Total, needed, operands
+from .program import (
+    Dual,
+    Formula,
+    Inner,
+    NotFusedError,
+    One,
+    Piecewise,
+    Pool,
+    Program,
+    Slide,
+    Sum,
+    Total,
+    needed,
+    operands,
+)
 
 Pair = tuple[int, int]
+
+NUMBERS = {Piecewise: ("inverse", "root"), Formula: ("variance",)}
+"""What the rules need of a variance: its root and the root's inverse, or itself."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +67,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Slot:
-    """A one-sided quantity: `count` numbers at each position. `source` is a Dual's field or a Known's index."""
+    """One-sided quantities: these numbers at each position. `source` is a Dual's field or a Known's index."""
 
     source: int
     grid: Pair
-    count: int
+    numbers: tuple[str, ...]
     known: bool = False
+
+    @property
+    def count(self) -> int:
+        return len(self.numbers)
 
 
 @dataclass
@@ -87,6 +108,10 @@ class Layout:
         """Whether only equal positions are summed at the end."""
         totals = [self.program.statements[i] for i in self.segments[-1].totals]
         return all(isinstance(total, Total) and total.trace for total in totals)
+
+    def number(self, slot: int, name: str) -> int:
+        """The place of a number within its slot."""
+        return self.slots[slot].numbers.index(name)
 
     def grid(self, index: int) -> Pair:
         return grid(self.program.spaces[index])
@@ -165,19 +190,19 @@ def arrange(program: Program, results: tuple[int | None, ...], slots: list[Slot]
 def _slots(program: Program, wanted: tuple[int, ...]) -> list[Slot]:
     """The one-sided quantities: the variance of every Dual's field, and Known coefficients."""
     spaces = program.spaces
-    slots = [Slot(i, grid(spaces[i]), 2) for i in wanted if any(_is_dual_of(program, j, i) for j in wanted)]
+    numbers: dict[int, set[str]] = {}
+    for i in wanted:
+        statement = program.statements[i]
+        if isinstance(statement, Dual):
+            numbers.setdefault(statement.field, set()).update(NUMBERS[type(statement.rule)])
+    slots = [Slot(i, grid(spaces[i]), tuple(sorted(numbers[i]))) for i in sorted(numbers)]
     used = {q for i in wanted for part in _parts(program, i) for q in (*part[1], *part[2])}
     for quantity in sorted(used):
         grids = {grid(spaces[i]) for i in wanted for part in _parts(program, i) if quantity in (*part[1], *part[2])}
         if len(grids) > 1:
             raise NotFusedError("a coefficient that is used on several grids")
-        slots.append(Slot(quantity, grids.pop(), 1, known=True))
+        slots.append(Slot(quantity, grids.pop(), ("value",), known=True))
     return slots
-
-
-def _is_dual_of(program: Program, dual: int, place: int) -> bool:
-    statement = program.statements[dual]
-    return isinstance(statement, Dual) and statement.field == place
 
 
 def _parts(program: Program, index: int) -> tuple[tuple[float, tuple[int, ...], tuple[int, ...], int], ...]:

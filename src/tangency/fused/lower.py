@@ -1,7 +1,7 @@
 """From a limit graph to the statements of a fused program, by the rules of the limit's recursion.
 
-Only what has a fused form is lowered; anything else raises `NotFusedError`, and nothing is approximated. The rules are those
-of `limit.recursion`, for the two sides of one leaf: K' = σ_w² Σ K, Θ' = η Σ K + σ_w² Σ Θ, duals, and linear maps.
+Only what has a fused form is lowered; anything else raises `NotFusedError`, and nothing is approximated. The rules are
+those of `limit.recursion`, for the two sides of one leaf: K' = σ_w² Σ K, Θ' = η Σ K + σ_w² Σ Θ, duals, and linear maps.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from ..graph.signal import (
 from ..graph.space import Window
 from .program import (
     Dual,
-    Function,
     Inner,
     NotFusedError,
     One,
     Pool,
     Program,
+    Rule,
     Slide,
     Space,
     Statement,
@@ -49,15 +49,16 @@ Linear = Mapping[tuple[Knowns, Knowns, int], float]
 """A linear combination of fields: factors by (left quantities, right quantities, field)."""
 
 
+Rules = Callable[[Elementwise, Elementwise], Rule | None]
 Array = tuple[Known, tuple[int, ...]]
 """A Known array over (*positions, width), with the axes of positions that are taken to be width."""
 
 
 @dataclass
 class Lowering:
-    """The statements so far. `functions` says which functions have a fused rule: None for those that have not."""
+    """The statements so far. `rules` says how E[f(u) g(v)] is found: None where it has no fused form."""
 
-    functions: Callable[[Elementwise], Function | None]
+    rules: Rules
     statements: list[Statement] = field(default_factory=list)
     spaces: list[Space] = field(default_factory=list)
     arrays: dict[Array, int] = field(default_factory=dict)
@@ -295,18 +296,16 @@ class Lowering:
             raise NotFusedError("an expectation of two different signals")
         if left.parameters or right.parameters:
             raise NotFusedError("an activation with parameters that depend on the input")
-        first, second = self.functions(left), self.functions(right)
-        if first is None or second is None:
+        rule = self.rules(left, right)
+        if rule is None:
             raise NotFusedError(f"the activation {f.function.label or g.function.label or 'without a name'}")
         place = self.field_of(self.query(u, u)[0], u.space)
         if place is None:
             raise NotFusedError("an activation of a signal without randomness")
-        return {((), (), self.emit(Dual(place, first, second), u.space)): 1.0}
+        return {((), (), self.emit(Dual(place, rule), u.space)): 1.0}
 
 
-def lower(
-    graph: Graph, functions: Callable[[Elementwise], Function | None]
-) -> tuple[Program, list[Array], list[Known]]:
+def lower(graph: Graph, rules: Rules) -> tuple[Program, list[Array], list[Known]]:
     """The program of a graph, the Known arrays its inner products read, and its one-sided Known quantities.
 
     Raises:
@@ -316,7 +315,7 @@ def lower(
         raise NotFusedError("integer inputs" if graph.integers else "a numerical rule")
     if len(graph.output.segments) != 1 or graph.output.segments[0].space:
         raise NotFusedError("an output that keeps positions")
-    lowering = Lowering(functions)
+    lowering = Lowering(rules)
     segment = graph.output.segments[0]
     for leaf in graph.leaves:
         # In their order, so that no query goes deep; what is refused here may not be needed.

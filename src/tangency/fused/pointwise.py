@@ -6,13 +6,26 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .layout import Layout, Slot
-from .polynomials import arccosine, integrated
-from .program import Dual, Inner, One, PiecewiseLinear, Pool, Slide, Sum, Times, Total
+from .layout import Layout
+from .polynomials import arccosine, arctangent, integrated
+from .program import Dual, Formula, Inner, One, Operand, Piecewise, PiecewiseLinear, Pool, Slide, Sum, Times, Total
 
 MEAN = math.sqrt(2.0 / math.pi)
 TINY = {"float32": 1e-30, "float64": 1e-250}
 """Variances below it are not divided by; the caller refuses them, unless they are zero."""
+
+INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+COMPARISONS = {
+    "lt": ("where_less", False),
+    "gt": ("where_less", True),
+    "le": ("where_less_equal", False),
+    "ge": ("where_less_equal", True),
+    "eq": ("where_equal", False),
+}
+"""Each comparison as a selection, and whether its operands change places."""
+
+OPERATIONS = frozenset((*INFIX, *COMPARISONS, "neg", "sqrt", "abs", "max", "min", "atan2", "select_n", "or", "and"))
+"""What a `Formula` may consist of. The second operand of atan2 must not be negative."""
 
 
 @dataclass
@@ -33,9 +46,9 @@ class Writer:
     mode: str
     guarded: bool
     load: Callable[[int], str]
-    side: Callable[[str, int, int], str]
-    keep: Callable[[int, int, str], str]
-    constants: dict[float, str] = field(default_factory=dict)
+    side: Callable[[str, int, str], str]
+    keep: Callable[[int, str, str], str]
+    constants: dict[str, str] = field(default_factory=dict)
     factors: list[float] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
@@ -43,7 +56,7 @@ class Writer:
 
     def constant(self, value: float) -> str:
         """A number written into the program."""
-        return self.constants.setdefault(value, f"n{len(self.constants)}")
+        return self.constants.setdefault(repr(value), f"n{len(self.constants)}")
 
     def factor(self, value: float) -> str:
         """A number handed to the program, so that layers that differ in it alone share their code."""
@@ -71,8 +84,10 @@ class Writer:
                 value = self.sum(parts)
             case Times(first, second):
                 value = f"{self.of(first)} * {self.of(second)}"
-            case Dual(place, f, g):
+            case Dual(place, Piecewise(f, g)):
                 value = self.dual(place, f, g)
+            case Dual(place, Formula(steps)):
+                value = self.formula(place, steps)
             case One():
                 value = self.constant(1.0)
         self.names[index] = self.define(f"v{len(self.names)}", value)
@@ -86,7 +101,7 @@ class Writer:
 
     def slot(self, source: int, known: bool) -> int | None:
         for number, slot in enumerate(self.layout.slots):
-            if slot == Slot(source, slot.grid, slot.count, known):
+            if slot.source == source and slot.known == known:
                 return number
         return None
 
@@ -96,18 +111,25 @@ class Writer:
         if slot is None or index in self.shared:
             return
         c, local = self.of(index), len(self.shared)
+        names = self.shared[index] = {"id": str(local)}
+        for number in self.layout.slots[slot].numbers:
+            name = c if number == "variance" else self._root(c, local) if number == "root" else self._inverse(c, local)
+            self.lines.append(self.keep(slot, number, name))
+            names["a" + number] = names["b" + number] = name
+
+    def _root(self, c: str, local: int) -> str:
+        zero = self.constant(0.0)
+        return self.define(f"root{local}", f"sqrt(where_less({zero}, {c}, {c}, {zero}))")
+
+    def _inverse(self, c: str, local: int) -> str:
         one, zero, tiny = self.constant(1.0), self.constant(0.0), self.constant(TINY[self.dtype])
         epsilon = 2.0**-23 if self.dtype == "float32" else 2.0**-52
-        root = self.define(f"root{local}", f"sqrt(where_less({zero}, {c}, {c}, {zero}))")
-        inverse = self.define(
-            f"inverse{local}", f"where_less({c}, {tiny}, {zero}, {one} / where_less({c}, {tiny}, {one}, {root}))"
-        )
+        safe = f"sqrt(where_less({c}, {tiny}, {one}, {c}))"
+        inverse = self.define(f"inverse{local}", f"where_less({c}, {tiny}, {zero}, {one} / {safe})")
         for _ in range(4):
             up = f"{inverse} * {self.constant(1.0 + epsilon)}"
             self.define(inverse, f"where_less(({c} * {inverse}) * {inverse}, {one}, {up}, {inverse})")
-        self.lines.append(self.keep(slot, 0, root))
-        self.lines.append(self.keep(slot, 1, inverse))
-        self.shared[index] = {"id": str(local), "ra": root, "rb": root, "ia": inverse, "ib": inverse}
+        return inverse
 
     def sum(self, parts: tuple[tuple[float, tuple[int, ...], tuple[int, ...], int], ...]) -> str:
         total: str = ""
@@ -118,7 +140,7 @@ class Writer:
                 for quantity in quantities:
                     slot = self.slot(quantity, True)
                     assert slot is not None
-                    other = self.side(side, slot, 0)
+                    other = self.side(side, slot, "value")
                     value = other if value is None else f"({value} * {other})"
             scale = None if factor == 1.0 and value is not None else self.factor(factor)
             if not total:
@@ -130,13 +152,15 @@ class Writer:
         return total
 
     def _roots(self, place: int) -> dict[str, str]:
+        """The one-sided numbers of a field, by side and name."""
         if place not in self.shared:
             slot = self.slot(place, False)
             assert slot is not None
-            names = {"id": str(len(self.shared))}
-            for key, side, which in (("ra", "a", 0), ("rb", "b", 0), ("ia", "a", 1), ("ib", "b", 1)):
-                names[key] = self.define(f"{key}_{names['id']}", self.side(side, slot, which))
-            self.shared[place] = names
+            names = self.shared[place] = {"id": str(len(self.shared))}
+            for number in self.layout.slots[slot].numbers:
+                for side in "ab":
+                    key = f"{side}{number}"
+                    names[key] = self.define(f"{key}_{names['id']}", self.side(side, slot, number))
         return self.shared[place]
 
     def _angle(self, place: int) -> dict[str, str]:
@@ -145,12 +169,12 @@ class Writer:
         if "m" in names:
             return names
         local, one = names["id"], self.constant(1.0)
-        names["rho"] = self.define(f"rho_{local}", f"({self.of(place)} * {names['ia']}) * {names['ib']}")
+        names["rho"] = self.define(f"rho_{local}", f"({self.of(place)} * {names['ainverse']}) * {names['binverse']}")
         m = self.define(f"m_{local}", f"absolute({names['rho']})")
         names["m"] = self.define(m, f"where_less({m}, {one}, {m}, {one})")
         names["y"] = self.define(f"y_{local}", f"{one} - {names['m']}")
         names["t"] = self.define(f"t_{local}", f"sqrt({names['y']})")
-        names["s"] = self.define(f"s_{local}", f"{names['ra']} * {names['rb']}")
+        names["s"] = self.define(f"s_{local}", f"{names['aroot']} * {names['broot']}")
         return names
 
     def _polynomial(self, place: int, key: str, coefficients: tuple[float, ...]) -> str:
@@ -172,11 +196,11 @@ class Writer:
                 terms.append((weight, value()))
 
         add(f.one * g.one, lambda: self.constant(1.0))
-        add(f.one * g.absolute * MEAN, lambda: names["rb"])
-        add(f.absolute * g.one * MEAN, lambda: names["ra"])
+        add(f.one * g.absolute * MEAN, lambda: names["broot"])
+        add(f.absolute * g.one * MEAN, lambda: names["aroot"])
         add(f.linear * g.linear, lambda: c)
-        add(f.linear * g.sign * MEAN, lambda: f"({c} * {names['ib']})")
-        add(f.sign * g.linear * MEAN, lambda: f"({c} * {names['ia']})")
+        add(f.linear * g.sign * MEAN, lambda: f"({c} * {names['binverse']})")
+        add(f.sign * g.linear * MEAN, lambda: f"({c} * {names['ainverse']})")
         add(f.absolute * g.absolute, lambda: self._absolute(place))
         add(f.sign * g.sign, lambda: self._sign(place))
         value = ""
@@ -212,7 +236,73 @@ class Writer:
             inside = f"fma({self.constant(h.absolute * MEAN)}, {root}, {self.constant(h.one)})"
             return f"where_equal({root}, {zero}, {self.constant(h.at_zero)}, {inside})"
 
-        no_a = f"{self.constant(f.at_zero)} * {mean(g, names['rb'])}"
-        no_b = f"{self.constant(g.at_zero)} * {mean(f, names['ra'])}"
-        inner = f"where_equal({names['rb']}, {zero}, {no_b}, {value})"
-        return f"where_equal({names['ra']}, {zero}, {no_a}, {inner})"
+        no_a = f"{self.constant(f.at_zero)} * {mean(g, names['broot'])}"
+        no_b = f"{self.constant(g.at_zero)} * {mean(f, names['aroot'])}"
+        inner = f"where_equal({names['broot']}, {zero}, {no_b}, {value})"
+        return f"where_equal({names['aroot']}, {zero}, {no_a}, {inner})"
+
+    def formula(self, place: int, steps: tuple[tuple[str, tuple[Operand, ...]], ...]) -> str:
+        """A closed form, operation by operation. Comparisons are written where a selection asks for them."""
+        names = self._roots(place)
+        given = {-1: names["avariance"], -2: names["bvariance"], -3: self.of(place)}
+        results: dict[int, str] = {}
+        asked: dict[int, tuple[str, tuple[Operand, ...]]] = {}
+
+        def value(operand: Operand) -> str:
+            if isinstance(operand, float):
+                return self.constant(operand)
+            return given[operand] if operand < 0 else results[operand]
+
+        def choose(condition: Operand, yes: str, no: str) -> str:
+            assert isinstance(condition, int)
+            name, operands = asked[condition]
+            if name == "or":
+                return choose(operands[0], yes, choose(operands[1], yes, no))
+            if name == "and":
+                return choose(operands[0], choose(operands[1], yes, no), no)
+            function, swap = COMPARISONS[name]
+            x, y = (value(operand) for operand in (operands[::-1] if swap else operands))
+            return f"{function}({x}, {y}, {yes}, {no})"
+
+        for index, (name, operands) in enumerate(steps):
+            if name in COMPARISONS or name in ("or", "and"):
+                asked[index] = name, operands
+            elif name == "select_n":
+                no, yes = (value(operand) for operand in operands[1:])
+                results[index] = self.define(f"e{len(self.lines)}", choose(operands[0], yes, no))
+            else:
+                written = self._operation(name, [value(operand) for operand in operands])
+                results[index] = self.define(f"e{len(self.lines)}", written)
+        return results[len(steps) - 1]
+
+    def _operation(self, name: str, x: list[str]) -> str:
+        match name:
+            case "add" | "sub" | "mul" | "div":
+                return f"{x[0]} {INFIX[name]} {x[1]}"
+            case "neg":
+                return f"{self.constant(-0.0)} - {x[0]}"
+            case "sqrt":
+                return f"sqrt({x[0]})"
+            case "abs":
+                return f"absolute({x[0]})"
+            case "max":
+                return f"where_less({x[0]}, {x[1]}, {x[1]}, {x[0]})"
+            case "min":
+                return f"where_less({x[0]}, {x[1]}, {x[0]}, {x[1]})"
+            case "atan2":
+                return self._arctangent(*x)
+        raise ValueError(name)
+
+    def _arctangent(self, y: str, x: str) -> str:
+        """atan2(y, x) for x ≥ 0, with the smaller over the larger of the two."""
+        zero, one, size = self.constant(0.0), self.constant(1.0), self.define(f"e{len(self.lines)}", f"absolute({y})")
+        small = self.define(f"e{len(self.lines)}", f"where_less({size}, {x}, {size}, {x})")
+        large = self.define(f"e{len(self.lines)}", f"where_less({size}, {x}, {x}, {size})")
+        ratio = self.define(f"e{len(self.lines)}", f"{small} / where_equal({large}, {zero}, {one}, {large})")
+        square = self.define(f"e{len(self.lines)}", f"{ratio} * {ratio}")
+        coefficients = arctangent(self.dtype)
+        total = self.constant(coefficients[-1])
+        for coefficient in coefficients[-2::-1]:
+            total = f"fma({total}, {square}, {self.constant(coefficient)})"
+        angle = self.define(f"e{len(self.lines)}", f"{ratio} * {total}")
+        return f"copysign(where_less({x}, {size}, {self.constant(math.pi / 2)} - {angle}, {angle}), {y})"

@@ -30,7 +30,26 @@ class PiecewiseLinear:
     at_zero: float
 
 
-Function: TypeAlias = PiecewiseLinear
+@dataclass(frozen=True)
+class Piecewise:
+    """E[f(u) g(v)] of two such functions."""
+
+    f: PiecewiseLinear
+    g: PiecewiseLinear
+
+
+Operand: TypeAlias = int | float
+"""A step's place, or −1, −2, −3 for the two variances and the covariance; or, as a `float`, a number."""
+
+
+@dataclass(frozen=True)
+class Formula:
+    """E[f(u) g(v)] as elementwise operations on two variances and a covariance, each a name with its operands."""
+
+    steps: tuple[tuple[str, tuple[Operand, ...]], ...]
+
+
+Rule: TypeAlias = Piecewise | Formula
 
 
 @dataclass(frozen=True)
@@ -58,8 +77,7 @@ class Dual:
     """E[f(u) g(u')] of a Gaussian of covariance `field`, whose variances are one-sided quantities of their own."""
 
     field: int
-    f: Function
-    g: Function
+    rule: Rule
 
 
 @dataclass(frozen=True)

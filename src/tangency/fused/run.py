@@ -204,7 +204,11 @@ class FusedKernel:
         lanes, places = source.lanes, source.offsets()
         padded = _padded(x, lanes)
         known = [(places[k], slot) for k, slot in enumerate(source.layout.slots) if slot.known]
-        roots = [(places[k], slot) for k, slot in enumerate(source.layout.slots) if not slot.known]
+        roots = [
+            (p + s.numbers.index("root"), s)
+            for p, s in zip(places, source.layout.slots, strict=False)
+            if "root" in s.numbers
+        ]
         if self.is_dense:
             columns = padded.count
             own = np.stack([_own(padded, *pair) for pair in inner_fields(source.layout)])
@@ -231,7 +235,7 @@ class FusedKernel:
         list(pool.map(one, range(groups)))
         by_lane = right.reshape(groups, -1, lanes)
         left = np.ascontiguousarray(by_lane.swapaxes(1, 2)).reshape(groups * lanes, -1)[: x.count]
-        sizes = [left[:, p : p + s.grid[0] * s.grid[1] * 2 : 2].reshape(-1) for p, s in roots]
+        sizes = [left[:, p : p + s.grid[0] * s.grid[1] * s.count : s.count].reshape(-1) for p, s in roots]
         return Sided(
             x.count, guarded, padded, left, right, inputs[: x.count], lanes_of,
             np.concatenate(sizes) if sizes else np.ones(1, dtype),

@@ -35,7 +35,8 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, fe_type.llvm)
 
 
-register_model(Vector)(_VectorModel)  # pyright: ignore[reportOptionalCall]
+_register: Any = register_model
+_register(Vector)(_VectorModel)
 
 
 def _define(operation: Any, instruction: str) -> None:
@@ -96,6 +97,7 @@ def _selection(predicate: str) -> Any:
 where_less = _selection("<")
 """where_less(a, b, x, y): x where a < b, else y (y also where a or b is NaN)."""
 
+where_less_equal = _selection("<=")
 where_equal = _selection("==")
 
 
