@@ -94,7 +94,7 @@ ARCHITECTURES = {
         *("average", 0),
     ),
     "two pools, one overlapping, dilation, average": (
-        (FIRST, relu, pool(2, (2, 1)), conv(WIDTH, 3, padding=2, dilation=2), relu, pool(2, 2)),
+        (FIRST, relu, pool((3, 2), (2, 1)), conv(WIDTH, 3, padding=2, dilation=2), relu, pool((2, 3), 1)),
         *("average", 0),
     ),
 }

@@ -30,17 +30,14 @@ class Vector(types.Type):
         return ir.VectorType(ir.FloatType() if self.dtype == types.float32 else ir.DoubleType(), self.lanes)
 
 
+@register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Vector):
         super().__init__(dmm, fe_type, fe_type.llvm)
 
 
-_register: Any = register_model
-_register(Vector)(_VectorModel)
-
-
 def _define(operation: Any, instruction: str) -> None:
-    @infer_global(operation)
+    @infer_global(operation)  # pyright: ignore[reportOptionalCall]
     class _Typing(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             if len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:

@@ -126,7 +126,7 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
 
     def load(index: int) -> str:
         statement = program.statements[index]
-        if isinstance(statement, Slide):
+        if isinstance(statement, Slide) and index in stage.body:
             note(reads, statement.field)
             return slid[index]
         if isinstance(statement, Inner) and index in stage.body:
