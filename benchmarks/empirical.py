@@ -1,16 +1,22 @@
 """Finite-width NTKs on one machine: structured contraction against Jacobian contraction and NTK-vector products.
 
-    python benchmarks/empirical.py [--json FILE] [--only NAME ...] [--methods METHOD ...]
+    python benchmarks/empirical.py [--torch PYTHON] [--json FILE] [--only NAME ...] [--methods METHOD ...] [--large]
 
 Each row is one network and method in float32, Θ averaged over its 10 outputs; all methods compile with the same program
-and agree (`differs`). Repeated up to five times, or until `--patience` seconds have gone.
+and agree (`differs`). `÷ auto` is a ratio of processor times, which a busy machine disturbs least, on a GPU
+of times by the clock. Repeated up to five times, or until `--patience` seconds have gone. `--torch` names the
+interpreter of an environment with PyTorch, whose `torch.func` then computes the same in a process of its own. `--large`
+measures one network of 25 million parameters with 1,000 outputs instead, 64 examples in 8 GiB.
 """
 
 import argparse
 import json
+import resource
 import statistics
+import subprocess
 import time
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -111,6 +117,19 @@ def transformer(key: Any) -> tuple[Any, Any, Any]:
     return call, parameters, (8, 64, 256)
 
 
+def large(key: Any) -> tuple[Any, Any, Any]:
+    """25.0 million parameters, 1,000 outputs."""
+    shapes = ((3072, 3072), (2600, 3072), (2000, 2600), (1300, 2000), (1000, 1300))
+    parameters = [dense(k, *shape) for k, shape in zip(jax.random.split(key, 5), shapes, strict=True)]
+
+    def call(p: Any, x: Any) -> Any:
+        for w in p[:-1]:
+            x = jax.nn.gelu(w @ x)
+        return p[-1] @ x
+
+    return call, parameters, (64, 3072)
+
+
 NETWORKS = {"MLP 3×1024": mlp, "CNN 4×64": cnn, "ResNet-18": resnet, "transformer 6×256": transformer}
 
 
@@ -121,13 +140,37 @@ def measure(name: str, method: Any, patience: float) -> tuple[dict[str, Any], np
     start = time.perf_counter()
     value = kernel(x)
     first = time.perf_counter() - start
-    times = []
-    while len(times) < 5 and sum(times) < patience:
-        begin = time.perf_counter()
+    clock: list[float] = []
+    processor: list[float] = []
+    while len(clock) < 5 and sum(clock) < patience:
+        begin, cpu = time.perf_counter(), time.process_time()
         kernel(x)
-        times.append(time.perf_counter() - begin)
-    run = statistics.median(times)
-    return {"network": name, "N": shape[0], "method": method, "compile s": first - run, "run s": run}, np.asarray(value)
+        clock.append(time.perf_counter() - begin)
+        processor.append(time.process_time() - cpu)
+    run, plan = statistics.median(clock), kernel.plan
+    assert plan is not None
+    row = {"network": name, "N": shape[0], "method": method, "compile s": first - run, "run s": run}
+    return row | {"cpu s": statistics.median(processor), "peak": plan.temporary}, np.asarray(value)
+
+
+def by_torch(python: str, name: str, patience: float) -> dict[str, Any]:
+    script = Path(__file__).with_name("empirical_torch.py")
+    found = subprocess.run([python, str(script), name, str(patience)], capture_output=True, text=True, check=True)
+    row = {"network": name, "N": NETWORKS[name](jax.random.key(0))[2][0], "method": "torch.func", "compile s": 0.0}
+    return row | json.loads(found.stdout)
+
+
+def run_large() -> None:
+    call, parameters, shape = large(jax.random.key(0))
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    kernel = empirical(call, parameters, memory=8 * 2**30)
+    start = time.perf_counter()
+    value = kernel(x)
+    count = sum(array.size for array in jax.tree.leaves(parameters))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{count:,} parameters, N = 64, 1,000 outputs: {time.perf_counter() - start:.1f} s, the process at most "
+          f"{peak:.2f} GiB; smallest eigenvalue {np.linalg.eigvalsh(value).min():.3g}")  # fmt: skip
+    print(kernel)
 
 
 def main() -> None:
@@ -135,21 +178,34 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(NETWORKS))
     parser.add_argument("--methods", nargs="*", default=["auto", "jacobian", "products"])
     parser.add_argument("--patience", type=float, default=20.0)
+    parser.add_argument("--torch")
+    parser.add_argument("--large", action="store_true")
     parser.add_argument("--json")
     arguments = parser.parse_args()
+    if arguments.large:
+        run_large()
+        return
     rows: list[dict[str, Any]] = []
-    print("| network | N | method | compile s | run s | ÷ auto | differs |\n|---|--:|---|--:|--:|--:|--:|")
+    print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}\n")
+    print("| network | N | method | compile s | run s | cpu s | ÷ auto | MiB | differs |")
+    print("|---|--:|---|--:|--:|--:|--:|--:|--:|")
     for name in arguments.only:
         reference: Any = None
-        for method in arguments.methods:
-            row, value = measure(name, method, arguments.patience)
-            reference = (row["run s"], value) if reference is None else reference
-            row["ratio"] = row["run s"] / reference[0]
-            row["differs"] = float(np.abs(value - reference[1]).max() / np.abs(reference[1]).max())
+        for method in arguments.methods + (["torch.func"] if arguments.torch else []):
+            if method == "torch.func":
+                row, value = by_torch(arguments.torch, name, arguments.patience), None
+            else:
+                row, value = measure(name, method, arguments.patience)
+            spent = row["cpu s" if jax.default_backend() == "cpu" else "run s"]
+            reference = (spent, value) if reference is None else reference
+            row["ratio"] = spent / reference[0]
+            if value is not None:
+                row["differs"] = float(np.abs(value - reference[1]).max() / np.abs(reference[1]).max())
             rows.append(row)
+            differs = f"{row['differs']:.0e}" if "differs" in row else ""
             print(
-                f"| {name} | {row['N']} | {method} | {row['compile s']:.1f} | {row['run s']:.3f} | {row['ratio']:.1f} "
-                f"| {row['differs']:.0e} |",
+                f"| {name} | {row['N']} | {row['method']} | {row['compile s']:.1f} | {row['run s']:.3f} "
+                f"| {row['cpu s']:.3f} | {row['ratio']:.1f} | {row['peak'] / 2**20:.0f} | {differs} |",
                 flush=True,
             )
     if arguments.json:

@@ -1,11 +1,13 @@
 """Strict session: warnings are errors, and arrays of different rank never broadcast silently."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
 
 
 @pytest.fixture

@@ -50,3 +50,23 @@ class UnsupportedModelError(TangencyError):
 
 class AccuracyError(TangencyError, ArithmeticError):
     """A numerical rule cannot reach its stated accuracy on this input, so no number is returned."""
+
+
+class DivergenceError(TangencyError, ArithmeticError):
+    """Training diverged; `step` is the first step at which that showed."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
+class ConvergenceError(TangencyError, ArithmeticError):
+    """A solver did not get where it was asked to; `report` is what it says about itself."""
+
+    def __init__(self, message: str, report: object = None):
+        super().__init__(message)
+        self.report = report
+
+
+class LearningRateWarning(UserWarning):
+    """The learning rate is above a bound that is sufficient for stability and may not be necessary."""

@@ -14,7 +14,7 @@ from .dynamics import GaussianProcess, KernelFlow, gaussian_process, kernel_flow
 from .errors import InputError
 from .gram import check_examples
 from .kernels.base import Kernel
-from .kernels.function import FunctionKernel
+from .kernels.function import as_kernel
 from .solve import Score, choose_ridge, leave_one_out_residuals, ridge_value
 from .types import Array, Inputs
 
@@ -52,10 +52,12 @@ class _InfiniteWidthEstimator(BaseEstimator):
     def _fit(self, x: np.ndarray, targets: np.ndarray, *, score: Score, centred: bool) -> np.ndarray | None:
         """Fits `targets`; gives back their leave-one-out predictions, None where they are not defined."""
         self._check_parameters(len(x))
-        kernel = self.kernel if isinstance(self.kernel, Kernel) else FunctionKernel(self.kernel)
+        kernel = as_kernel(self.kernel)
         start = 0.0 if self.ridge == "auto" else ridge_value(self.ridge)
         build = kernel_flow if self.inference == "ntk" else gaussian_process
         fitted = build(kernel, x, targets, ridge=start)
+        if isinstance(fitted, KernelFlow) and fitted.matrix_valued:
+            raise InputError("the kernel is matrix-valued; estimators take a scalar one: use tangency.kernel_flow")
         self.ridge_path_ = None
         if self.ridge == "auto":
             chosen, self.ridge_path_ = choose_ridge(fitted.eigen, targets, score=score, centred=centred)

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
+import scipy.linalg
 from sklearn.metrics.pairwise import rbf_kernel
 
 from tangency.dynamics import kernel_flow
 from tangency.errors import InputError, MemoryLimitError, NonFiniteError, SingularMatrixError
 from tangency.gram import matrix
-from tangency.kernels.function import FunctionKernel
+from tangency.kernels import CoupledKernel, FunctionKernel
 from tests.oracles import flow as oracle
+from tests.oracles.descent import LinearModel
 
 N, INPUTS = 9, 3
 KERNEL = oracle.FeatureKernel(features=40, inputs=INPUTS)
@@ -148,7 +150,7 @@ def test_cholesky_suffices_at_infinite_time():
     x, y, x_new = data()
     flow = kernel_flow(KERNEL, x, y, ridge=0.1)
     flow(x_new), flow.variance(x_new), flow.train()
-    assert "eigen" not in flow._training.system.__dict__
+    assert "eigen" not in flow._training.matrices.system.__dict__
 
 
 def test_blocks_of_rows_do_not_show(monkeypatch):
@@ -281,3 +283,94 @@ def test_more_rows_than_memory_holds():
     x, y, _ = data(n=200)
     with pytest.raises(MemoryLimitError, match="exact solution with 200 rows .* about 176 rows"):
         kernel_flow(KERNEL, x, y, memory=10**6)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.05])
+def test_training_starts_from_any_function(ridge):
+    x, y, x_new = data()
+    start = np.random.default_rng(3).normal(size=40)
+
+    def f0(x):
+        return KERNEL.features(x) @ start
+
+    flow = kernel_flow(KERNEL, x, y, ridge=ridge, f0=f0)
+    for t in TIMES:
+        theta = oracle.trained_parameters(KERNEL.features(x), y, ridge, t, start)
+        np.testing.assert_allclose(flow(x_new, t), KERNEL.features(x_new) @ theta, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(flow.train(t), KERNEL.features(x) @ theta, rtol=0, atol=1e-10)
+    alpha = np.linalg.solve(KERNEL(x) + ridge * np.eye(N), y - f0(x))
+    np.testing.assert_allclose(flow(x_new), f0(x_new) + KERNEL(x_new, x) @ alpha, atol=1e-10)
+    by_values = kernel_flow(KERNEL, x, y, ridge=ridge, f0=f0(x))
+    np.testing.assert_allclose(by_values(x_new, [1.0, np.inf], f0=f0(x_new)), flow(x_new, [1.0, np.inf]), atol=1e-12)
+    np.testing.assert_array_equal(
+        flow.covariance(x_new, 1.0), kernel_flow(KERNEL, x, y, ridge=ridge).covariance(x_new, 1.0)
+    )
+    np.testing.assert_allclose(flow.function(2.0)(x_new), flow(x_new, 2.0) - f0(x_new), atol=1e-13)
+    refits = [
+        kernel_flow(KERNEL, np.delete(x, i, 0), np.delete(y, i), ridge=1.0, f0=f0)(x[i : i + 1])[0] for i in range(N)
+    ]
+    np.testing.assert_allclose(flow.leave_one_out(1.0), refits, atol=1e-10)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.05])
+def test_matrix_valued_kernels_train_as_their_parameters(ridge):
+    x, y, x_new = data((2,))
+    model = LinearModel(INPUTS, 30, 2, shared=True)
+
+    def rows(x):
+        return model.features(x).swapaxes(1, 2).reshape(-1, 30)
+
+    flow = kernel_flow(model.kernel, x, y, ridge=ridge, f0=model)
+    for t in (0.0, 0.3, 50.0):
+        generator = np.zeros((31, 31))
+        generator[:30, :30] = -(rows(x).T @ rows(x) + ridge * np.eye(30)) / N
+        generator[:30, 30] = (rows(x).T @ y.ravel() + ridge * model.start) / N
+        theta = (scipy.linalg.expm(generator * t) @ np.append(model.start, 1.0))[:30]
+        np.testing.assert_allclose(flow(x_new, t), model(x_new, theta), rtol=0, atol=1e-10)
+        np.testing.assert_allclose(flow.train(t), model(x, theta), rtol=0, atol=1e-10)
+    if ridge == 0:
+        np.testing.assert_allclose(flow.train(), y, atol=1e-9)
+    covariance = flow.covariance(x_new, [1.0, 5.0])
+    assert covariance.shape == (2, 5, 5, 2, 2)
+    np.testing.assert_allclose(np.einsum("tnnoo->tno", covariance), flow.variance(x_new, [1.0, 5.0]), atol=1e-12)
+    np.testing.assert_allclose(flow.covariance(x_new, 0.0), model.kernel(x_new, x_new), atol=1e-13)
+    with pytest.raises(InputError, match="leave-one-out is not available"):
+        flow.leave_one_out()
+
+
+def test_coupled_outputs_train_as_the_matrix_valued_kernel_does():
+    x, y, x_new = data((3,))
+    root = np.random.default_rng(4).normal(size=(3, 2))
+    coupling = root @ root.T
+    coupled = kernel_flow(CoupledKernel(KERNEL, coupling), x, y, ridge=0.05, f0=np.ones((N, 3)))
+    full = kernel_flow(
+        FunctionKernel(lambda a, b: KERNEL(a, b)[:, :, None, None] * coupling), x, y, ridge=0.05, f0=np.ones((N, 3))
+    )
+    times, values = [0.0, 2.0, 100.0, np.inf], np.ones((5, 3))
+    np.testing.assert_allclose(coupled(x_new, times, f0=values), full(x_new, times, f0=values), atol=1e-11)
+    np.testing.assert_allclose(coupled.train(times), full.train(times), atol=1e-11)
+    learnt = np.einsum("nmop,tmp->tno", full.kernel.evaluate("ntk", x_new, x), coupled.coefficients(times))
+    np.testing.assert_allclose(learnt + 1, full(x_new, times, f0=values), atol=1e-11)
+    np.testing.assert_allclose(coupled.eigenvalues, full.eigenvalues, atol=1e-12)
+    same = kernel_flow(CoupledKernel(KERNEL, np.eye(3)), x, y, ridge=0.05)
+    plain = kernel_flow(KERNEL, x, y, ridge=0.05)
+    np.testing.assert_allclose(same.variance(x_new, 2.0), np.repeat(plain.variance(x_new, 2.0)[:, None], 3, 1))
+    np.testing.assert_allclose(same.covariance(x_new, 2.0)[..., 1, 1], plain.covariance(x_new, 2.0), atol=1e-14)
+    np.testing.assert_allclose(same.leave_one_out(0.1), plain.leave_one_out(0.1), atol=1e-12)
+    np.testing.assert_allclose(coupled.with_ridge(0.2).train(1.0), full.with_ridge(0.2).train(1.0), atol=1e-11)
+    spread = kernel_flow(FunctionKernel(lambda a, b: KERNEL(a, b)[:, :, None, None] * coupling), x, y, ridge=0.05)
+    both = kernel_flow(CoupledKernel(FunctionKernel(KERNEL), coupling), x, y, ridge=0.05)
+    np.testing.assert_allclose(both.covariance(x_new, times), spread.covariance(x_new, times), atol=1e-11)
+    np.testing.assert_allclose(both.variance(x_new, times), spread.variance(x_new, times), atol=1e-11)
+
+
+@pytest.mark.parametrize("t", [1e6, 1e12])
+def test_contradictory_duplicates_train_as_their_mean_to_rounding(t):
+    x, y, x_new = data()
+    x[4] = x[2]
+    mean = y.copy()
+    mean[[2, 4]] = (y[2] + y[4]) / 2
+    flow, expected = kernel_flow(KERNEL, x, y), kernel_flow(KERNEL, x, mean)
+    np.testing.assert_allclose(flow.train(t), expected.train(t), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(flow(x_new, t), expected(x_new, t), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(flow(x_new, [1.0, t])[1], expected(x_new, t), rtol=0, atol=1e-11)

@@ -8,8 +8,6 @@ import tangency as tg
 from tests.finite_networks import NETWORKS, examples, made
 from tests.oracles.jacobian import ntk
 
-METHODS = ["auto", "structured", "jacobian", "products"]
-
 
 @pytest.fixture(autouse=True)
 def double_precision():
@@ -22,28 +20,52 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
-def case(request):
+def built(name):
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
-        model, options, function, parameters = made(request.param, jax.random.key(0))
-        x, y = examples(request.param, rng, 3), examples(request.param, rng, 2)
-        return model, options, x, y, ntk(function, parameters, x, y), ntk(function, parameters, x, x)
+        model, options, function, parameters = made(name, jax.random.key(0))
+        x, y = examples(name, rng, 3), examples(name, rng, 2)
+        whole = np.concatenate([x, y])
+        return model, options, x, y, ntk(function, parameters, whole, whole)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_all_pairs_of_outputs(case, method):
-    model, options, x, y, expected, symmetric = case
-    kernel = tg.empirical(model, outputs="full", method=method, **options)
-    close(kernel(x, y), expected)
-    if method == "auto":
-        found = kernel(x)
-        close(found, symmetric)
-        np.testing.assert_array_equal(found, found.transpose(1, 0, 3, 2))
+@pytest.fixture(scope="module", params=[name for name in NETWORKS if name.startswith("Equinox")])
+def equinox(request):
+    return built(request.param)
 
 
-def test_other_pairings(case):
-    model, options, x, y, expected, _ = case
+@pytest.fixture(scope="module", params=[name for name in NETWORKS if name.startswith("Flax")])
+def flax(request):
+    return built(request.param)
+
+
+@pytest.mark.parametrize("method", ["structured", "jacobian", "products"])
+def test_every_method_on_all_pairs_of_outputs(equinox, method):
+    model, options, x, y, expected = equinox
+    close(tg.empirical(model, outputs="full", method=method, **options)(x, y), expected[:3, 3:])
+
+
+def test_the_chosen_method_on_all_pairs_of_outputs(flax):
+    model, options, x, _, expected = flax
+    found = tg.empirical(model, outputs="full", **options)(x)
+    close(found, expected[:3, :3])
+    np.testing.assert_array_equal(found, found.transpose(1, 0, 3, 2))
+
+
+def test_other_pairings(flax):
+    model, options, x, y, expected = flax
     diagonal = np.einsum("nmoo->nmo", expected)
-    close(tg.empirical(model, outputs="diagonal", **options)(x, y), diagonal)
-    close(tg.empirical(model, **options)(x, y), diagonal.mean(-1))
+    close(tg.empirical(model, outputs="diagonal", **options)(x, y), diagonal[:3, 3:])
+    close(tg.empirical(model, **options)(x), diagonal.mean(-1)[:3, :3])
+
+
+def test_mean_over_outputs(equinox):
+    model, options, x, y, expected = equinox
+    close(tg.empirical(model, **options)(x, y), np.einsum("nmoo->nm", expected[:3, 3:]) / expected.shape[-1])
+
+
+def test_products_of_the_operator(equinox):
+    model, options, x, y, expected = equinox
+    v = np.array([1.0, -0.5])
+    mean = np.einsum("nmoo->nm", expected[:3, 3:]) / expected.shape[-1]
+    close(tg.empirical(model, **options).operator(x, y) @ v, mean @ v)

@@ -192,8 +192,7 @@ def block(h, w, post, activation, eps):
     return h
 
 
-@pytest.mark.parametrize("activation", [Relu, Erf])
-@pytest.mark.parametrize("post", [False, True], ids=["pre-norm", "post-norm"])
+@pytest.mark.parametrize(("post", "activation"), [(False, Relu), (True, Erf)], ids=["pre-norm", "post-norm"])
 def test_equinox_transformer(sequences, post, activation):
     x, y, s = sequences
     h = s.dense(1 / 3, 1 / (3 * IN)).positional(0.25)

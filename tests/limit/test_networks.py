@@ -440,3 +440,96 @@ def test_a_product_written_twice_is_one_gaussian(data):
     # |u| = 2 relu(u) − u and its derivative is 2 step(u) − 1.
     k, slope = 4 * k1 - s.k, 4 * k0 - 1
     check(kernel, data, State(k, None, None, k + slope * s.theta))
+
+
+def test_a_weight_without_gradient_in_one_of_its_uses(data):
+    """v·relu(M̄ relu(M relu(Wx))), where M̄ is M behind `stop_gradient`: the same values, one tangent."""
+
+    def apply(p, x):
+        h = jax.nn.relu(p["m"] @ jax.nn.relu(p["w"] @ x))
+        return p["v"] @ jax.nn.relu(jax.lax.stop_gradient(p["m"]) @ h)
+
+    kernel = limit(pair(apply, w=(64, 5), m=(64, 64), v=(1, 64)))
+    s = State.inputs(*data).dense(1 / 5).act(relu_dual).dense(1.0).act(relu_dual)
+    check(kernel, data, State(s.k, s.a, s.b, s.theta).act(relu_dual).dense(1.0))
+    assert "no gradient" in str(kernel)
+
+
+def test_entries_without_gradient(data):
+    """A random scale behind `stop_gradient` multiplies both kernels by its second moment."""
+
+    def apply(p, x):
+        return p["v"] @ (jax.lax.stop_gradient(p["c"]) * jax.nn.relu(p["w"] @ x))
+
+    s = State.inputs(*data).dense(1 / 5).act(relu_dual)
+    check(limit(pair(apply, w=(64, 5), c=(64,), v=(1, 64))), data, State(s.k / 64, None, None, (s.k + s.theta) / 64))
+
+
+def test_a_choice_by_another_branch(data):
+    """where(u > 0, s, 0): the choice has no gradient, and does not depend on what it chooses."""
+
+    def apply(p, x):
+        return p["v"] @ jnp.where(p["w"] @ x > 0, jax.nn.relu(p["u"] @ x), 0.0)
+
+    s = State.inputs(*data).dense(1 / 5)
+    open_gates, h = relu_dual(s.k, s.a, s.b)[1], s.act(relu_dual)
+    kernel = limit(pair(apply, w=(64, 5), u=(64, 5), v=(1, 64)))
+    check(kernel, data, State(open_gates * h.k, None, None, open_gates * (h.k + h.theta)))
+
+
+def test_products_of_gaussians_that_share_a_weight(rng):
+    """v·((Wa)(Wb)), a and b the halves of x: four correlated Gaussians, by Isserlis' theorem."""
+    x, y = rng.normal(size=(7, 6)), rng.normal(size=(4, 6))
+    kernel = limit(pair(lambda p, x: p["v"] @ ((p["w"] @ x[:3]) * (p["w"] @ x[3:])), w=(64, 3), v=(1, 64)))
+    halves = (x[:, :3], x[:, 3:]), (y[:, :3], y[:, 3:])
+    between = [[left @ right.T / 3 for right in halves[1]] for left in halves[0]]
+    own = [np.sum(a * b, axis=1) / 3 for a, b in halves]
+    crossed = between[0][0] * between[1][1] + between[0][1] * between[1][0]
+    k = np.outer(*own) + crossed
+    check(kernel, (x, y), State(k, None, None, k + 2 * crossed))
+
+
+def test_one_flat_array_holds_all_weights(data):
+    """Slices of one vector, reshaped where they are used, one of them twice."""
+
+    def apply(p, x):
+        w, m, v = p[: 64 * 5].reshape(64, 5), p[64 * 5 : -64].reshape(64, 64), p[-64:].reshape(1, 64)
+        h = jax.nn.relu(w @ x)
+        return v @ jax.nn.relu(h @ m.T + m @ jax.nn.relu(h))
+
+    def separate(p, x):
+        h = jax.nn.relu(p["w"] @ x)
+        return p["v"] @ jax.nn.relu(p["m"] @ h + p["m"] @ jax.nn.relu(h))
+
+    def init(key):
+        return jax.random.normal(key, (64 * 5 + 64 * 64 + 64,)) / 8
+
+    def split(key):
+        keys = jax.random.split(key, 3)
+        shapes = {"w": (64, 5), "m": (64, 64), "v": (1, 64)}
+        return {name: jax.random.normal(k, s) / 8 for k, (name, s) in zip(keys, shapes.items(), strict=True)}
+
+    flat, apart = limit((init, apply)), limit((split, separate))
+    for found, expected in zip(flat.both(*data), apart.both(*data), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-13)
+
+
+def test_a_branch_that_each_example_chooses(data):
+    """lax.cond: examples with x₀ > 0 go through one more layer; across the branches only the means meet."""
+
+    def apply(p, x):
+        def deeper(h):
+            return jax.nn.relu(p["m"] @ h)
+
+        return p["v"] @ jax.lax.cond(x[0] > 0, deeper, lambda h: h, jax.nn.relu(p["w"] @ x))
+
+    x, y = data
+    first = State.inputs(x, y).dense(1 / 5)
+    shallow = first.act(relu_dual)
+    second = shallow.dense(1.0)
+    deep = second.act(relu_dual)
+    across = np.sqrt(np.outer(first.a, second.b)) / (2 * np.pi), np.sqrt(np.outer(second.a, first.b)) / (2 * np.pi)
+    here, there = (x[:, 0] > 0)[:, None], (y[:, 0] > 0)[None, :]
+    k = np.where(here & there, deep.k, np.where(here, across[1], np.where(there, across[0], shallow.k)))
+    inner = np.where(here & there, deep.theta, np.where(here | there, 0.0, shallow.theta))
+    check(limit(pair(apply, w=(64, 5), m=(64, 64), v=(1, 64))), data, State(k, None, None, k + inner))

@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from tangency import limit
+from tangency.errors import UnsupportedModelError
 from tests.oracles.monte_carlo import Entries, dense, initialiser
-from tests.oracles.spatial import Erf, Relu, State, check, recurrent
+from tests.oracles.spatial import Erf, Relu, State, check, outer, recurrent
 
 IN = 3
 WIDTH = 16
@@ -38,9 +39,8 @@ def readout(state, read):
     return state.pooled() if read == "mean" else last_step(state)
 
 
-@pytest.mark.parametrize("steps", [4, 8])
+@pytest.mark.parametrize(("steps", "activation"), [(4, Relu), (8, Erf)])
 @pytest.mark.parametrize("read", ["mean", "last", "all"])
-@pytest.mark.parametrize("activation", [Relu, Erf])
 def test_recurrent_network_unrolled(rng, activation, read, steps):
     x, y, s = sequences(rng, steps)
     phi = jax.lax.erf if activation is Erf else jax.nn.relu
@@ -76,6 +76,17 @@ def test_recurrent_network_in_a_scan(rng, read):
     s = recurrent(s.dense(1.0, 0.2), Erf, 1.0)
     kernel = limit(network(apply, u=dense(WIDTH, WIDTH), b=Entries((WIDTH,), 0.2)))
     check(kernel, x, y, readout(s, read).dense(1.0), space=(6,) if read == "all" else ())
+
+
+def test_learned_initial_state(rng):
+    """A vector of parameters that a weight acts on is a signal."""
+    x, y, s = sequences(rng, 1)
+
+    def apply(p, x):
+        return p["last"] @ jax.lax.erf(p["embed"] @ x[0] + p["u"] @ p["start"])
+
+    kernel = limit(network(apply, u=dense(WIDTH, WIDTH), start=Entries((WIDTH,), 0.6)))
+    check(kernel, x, y, s.dense(1.0).bias(0.6, 1.2).act(Erf).dense(1.0))
 
 
 def test_residual_recurrence(rng):
@@ -188,6 +199,58 @@ def test_cumulative_sum(rng, reverse):
     ones = np.ones((NODES, NODES))
     matrix = (np.triu(ones) if reverse else np.tril(ones)) / np.arange(1, NODES + 1)[:, None]
     s = s.dense(1.0).act(Relu).linear(matrix).dense(1.0).act(Relu).pooled().dense(1.0)
+    check(limit(network(apply, m=dense(WIDTH, WIDTH))), x, y, s)
+
+
+@pytest.mark.parametrize("pooled", ["mean", "window", "matrix", "cumulative"])
+def test_mean_over_the_units_of_pooled_activations(rng, pooled):
+    """A linear map of activations keeps their mean, which is then subtracted."""
+    x, y, s = sequences(rng, NODES)
+    matrix = {
+        "mean": np.full((1, NODES), 1 / NODES),
+        "window": np.eye(NODES - 1, NODES) + np.eye(NODES - 1, NODES, k=1),
+        "matrix": rng.normal(size=(NODES, NODES)),
+        "cumulative": np.tri(NODES),
+    }[pooled]
+
+    def pool(h):
+        match pooled:
+            case "mean":
+                return h.mean(axis=0, keepdims=True)
+            case "window":
+                return h[:-1] + h[1:]
+            case "matrix":
+                return jnp.asarray(matrix, h.dtype) @ h
+        return jnp.cumsum(h, axis=0)
+
+    def apply(p, x):
+        h = pool(jax.nn.relu(x @ p["embed"].T))
+        return p["last"] @ (h - h.mean(axis=1, keepdims=True)).mean(axis=0)
+
+    s = s.dense(1.0).act(Relu).linear(matrix)
+    s = State(s.k - outer(s.mean, s.mean), np.zeros_like(s.mean), s.theta, s.first)
+    check(limit(network(apply)), x, y, s.pooled().dense(1.0))
+
+
+def test_mean_over_the_units_of_a_recurrent_state_is_refused(rng):
+    def apply(p, x):
+        def step(h, token):
+            return jax.nn.relu(p["embed"] @ token + p["u"] @ (h - h.mean())), None
+
+        return p["last"] @ jax.lax.scan(step, jnp.zeros(WIDTH, x.dtype), x)[0]
+
+    with pytest.raises(UnsupportedModelError, match="averages the state of a recurrence over its units"):
+        limit(network(apply, u=dense(WIDTH, WIDTH)))(rng.normal(size=(2, 4, IN)))
+
+
+def test_map_over_time(rng):
+    """`lax.map`: the steps know nothing of each other, but share their weights."""
+    x, y, s = sequences(rng, 12)
+
+    def apply(p, x):
+        return p["last"] @ jax.lax.map(lambda token: jax.nn.relu(p["m"] @ jax.lax.erf(p["embed"] @ token)), x).mean(0)
+
+    s = s.dense(1.0).act(Erf).dense(1.0).act(Relu).pooled().dense(1.0)
     check(limit(network(apply, m=dense(WIDTH, WIDTH))), x, y, s)
 
 

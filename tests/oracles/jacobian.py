@@ -22,19 +22,27 @@ def jacobian(function, parameters, x):
         found = jax.tree.leaves(function(jax.tree.unflatten(structure, whole), example))
         return jnp.concatenate([jnp.ravel(array) for array in found])
 
-    rows = []
-    for example in x:
-        real = jax.jacrev(lambda p, e=example: jnp.real(outputs(p, e)))(pieces)
-        imaginary = jax.jacrev(lambda p, e=example: jnp.imag(outputs(p, e)))(pieces)
-        leaves = zip(jax.tree.leaves(real), jax.tree.leaves(imaginary), strict=True)
-        rows.append([np.asarray(a + 1j * b).reshape(len(a), -1) for a, b in leaves])
+    @jax.jit
+    def derivatives(pieces, example):
+        real = jax.jacrev(lambda p: jnp.real(outputs(p, example)))(pieces)
+        is_complex = jnp.iscomplexobj(jax.eval_shape(outputs, pieces, example))
+        imaginary = jax.jacrev(lambda p: jnp.imag(outputs(p, example)))(pieces) if is_complex else None
+        leaves = jax.tree.leaves(real)
+        return (
+            leaves
+            if imaginary is None
+            else [a + 1j * b for a, b in zip(leaves, jax.tree.leaves(imaginary), strict=True)]
+        )
+
+    rows = [[np.asarray(a).reshape(len(a), -1) for a in derivatives(pieces, example)] for example in x]
     return [np.stack(arrays) for arrays in zip(*rows, strict=True)]
 
 
 def ntk(function, parameters, x1, x2, rates=None):
     """Θ `[n, m, o, o]` = Σ_p η_p ∂F_p(x) conj(∂F_p(x')); `rates` has a number or flat array for each real array."""
     total = 0.0
-    left, right = jacobian(function, parameters, x1), jacobian(function, parameters, x2)
+    left = jacobian(function, parameters, x1)
+    right = left if x2 is x1 else jacobian(function, parameters, x2)
     for k, (a, b) in enumerate(zip(left, right, strict=True)):
         rate = 1.0 if rates is None else rates[k]
         total = total + np.einsum("nop,mqp->nmoq", a * rate, b.conj())

@@ -132,7 +132,62 @@ def centred_outputs(p, x):
     return y - jnp.mean(y)
 
 
+def averages_of_a_few_units_as_features(p, x):
+    return p["v"] @ jax.nn.relu(p["w"] @ x).reshape(4, 4).mean(axis=1)
+
+
+def averages_of_a_few_units_beside_features(p, x):
+    return p["v"] @ (p["u"] @ x + (p["w"] @ x).reshape(4, 4).mean(axis=1))
+
+
+def token_mixing(p, x):
+    h = jax.nn.relu(x.reshape(4, 1) @ p["s"])
+    return p["v"] @ (jax.nn.relu(h.T @ p["w"].T) @ p["u"]).mean(axis=1)
+
+
+def normalised_weight(p, x):
+    w = p["w"] / jnp.linalg.norm(p["w"], axis=1, keepdims=True)
+    return p["v"] @ jax.nn.relu(w @ x)
+
+
+def standardised_weight(p, x):
+    w = p["u"] - p["u"].mean(axis=1, keepdims=True)
+    return p["v"] @ jax.nn.relu(w @ jax.nn.relu(p["w"] @ x))
+
+
+def masked_weight(p, x):
+    return p["v"] @ jax.nn.relu(jnp.tril(p["u"]) @ jax.nn.relu(p["w"] @ x))
+
+
+def sum_of_weights(p, x):
+    return p["v"] @ jax.nn.relu((p["u"] + p["s"]) @ jax.nn.relu(p["w"] @ x))
+
+
+def flat_weight_and_transpose(p, x):
+    h = p["u"].reshape(16, 16) @ jax.nn.relu(p["w"] @ x)
+    return p["v"] @ jax.nn.relu(p["u"].reshape(16, 16).T @ jax.nn.relu(h))
+
+
+def keys_with_values_first(p, x):
+    h = jax.nn.relu(x.reshape(2, 2) @ p["w"])
+    return p["v"] @ ((h @ p["u"]) @ ((h @ p["u"]).T @ (h @ p["s"]) / 16)).mean(axis=0)
+
+
+SQUARE = {"w": (16, 4), "u": (16, 16), "v": (2, 16)}
 CASES = [
+    (normalised_weight, r"computes from w \(normalised", {}),
+    (standardised_weight, r"computes from u \(normalised", SQUARE),
+    (masked_weight, r"computes from u \(normalised", SQUARE),
+    (sum_of_weights, r"computes from s, u \(normalised", SQUARE | {"s": (16, 16)}),
+    (flat_weight_and_transpose, "its transpose", SQUARE | {"u": (256,)}),
+    (
+        keys_with_values_first,
+        "Contract one of the two first",
+        {"w": (2, 16), "u": (16, 16), "s": (16, 16), "v": (2, 16)},
+    ),
+    (averages_of_a_few_units_as_features, "a few units each", {"w": (16, 4), "v": (2, 4)}),
+    (token_mixing, "MLP-mixer", {"s": (1, 8), "w": (16, 4), "u": (16, 4), "v": (2, 8)}),
+    (averages_of_a_few_units_beside_features, "a few units each", {"w": (16, 4), "u": (4, 4), "v": (2, 4)}),
     (centred_outputs, "the network's own outputs", {}),
     (sum_that_is_no_average, "not divided by 16", {"w": (16, 4), "s": (16,), "b": (1,)}),
     (root_of_width_scaling, "not divided by 16", {"w": (16, 4), "u": (16, 4), "v": (2, 16)}),

@@ -112,6 +112,51 @@ def predict(
 
 
 @app.command()
+def verify(
+    data: Annotated[str, typer.Argument(help="As for tangency fit.")],
+    target: Annotated[str | None, typer.Option(help="Column to predict. Data sets that ship know theirs.")] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="As for tangency fit, without a width; or module:function with the keyword width: "
+            "function(key, width=...) -> equinox.Module."
+        ),
+    ] = "mlp",
+    widths: Annotated[str, typer.Option(help="Widths to train, separated by commas.")] = "64,256,1024",
+    seeds: Annotated[int, typer.Option(min=1, help="Networks of each width.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of gradient descent.")] = 200,
+    learning_rate: Annotated[
+        str, typer.Option(help="η > 0; auto: a quarter of the largest stable one of the limit.")
+    ] = "auto",
+    rows: Annotated[int, typer.Option(min=1, help="At most as many training rows, and as many test rows.")] = 100,
+    test: Annotated[str, typer.Option(help="Fraction of the rows to hold out, or a file of test rows.")] = "0.2",
+    task: Annotated[
+        Literal["classification", "regression"] | None,
+        typer.Option(help="Default: text or at most 20 distinct integers are classes."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the split and of the choice of rows.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: tangency-verify-NAME.")] = None,
+) -> None:
+    """Train networks of several widths and compare them with what their kernels predict."""
+    chosen_widths, rate, chosen_test = _parse_widths(widths), _parse_learning_rate(learning_rate), _parse_test(test)
+    from .fit import FitRequest
+    from .store import VERIFIED, check_output_folder, write_folder
+    from .verify import VerifyRequest, default_folder, files, print_verification
+    from .verify import verify as run
+
+    table = FitRequest(data, target, model, chosen_test, None, None, task, seed)
+    request = VerifyRequest(table, chosen_widths, seeds, steps, rate, rows)
+    folder = default_folder(data) if out is None else out
+    check_output_folder(folder, VERIFIED)
+    stages = Stages()
+    done = run(request, stages)
+    written = files(done, request, stages)
+    write_folder(folder, written, VERIFIED)
+    print_verification(done)
+    typer.echo(f"wrote {folder}: {', '.join(sorted(written))}")
+
+
+@app.command()
 def explain(
     model: Annotated[str, typer.Argument(metavar="SPEC", help="As --model of tangency fit.")] = "mlp",
     input_shape: Annotated[str, typer.Option(help="Shape of one example: 784, or 32,32,3.")] = "1",
@@ -148,6 +193,25 @@ def _parse_test(text: str) -> float | str:
         return text
     if not 0 < value < 1:
         raise InputError(f"--test {text}: give a fraction between 0 and 1, or a file")
+    return value
+
+
+def _parse_widths(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise InputError(f"--widths {text}: give distinct positive integers, as in 64,256,1024")
+    return tuple(map(int, parts))
+
+
+def _parse_learning_rate(text: str) -> float | None:
+    if text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"--learning-rate {text}: give auto or a number > 0")
     return value
 
 

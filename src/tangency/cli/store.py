@@ -7,7 +7,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,34 @@ FORMAT = "tangency model"
 FORMAT_VERSION = 1
 _ARRAYS = ("inputs", "targets", "coefficients", "probe")
 _PREPROCESSING_ARRAYS = ("fill", "centre", "scale", "kept")
-_FILES = frozenset({"model.json", "arrays.npz", "metrics.json", "predictions.csv", "report.html"})
 
 
-def check_output_folder(folder: Path) -> None:
-    """Raise `InputError` unless the folder is new, empty, or an earlier output with nothing else in it."""
+@dataclass(frozen=True)
+class OutputKind:
+    """What one command writes: a folder with these files, known by the format that `marker` names."""
+
+    command: str
+    marker: str
+    format: str
+    files: frozenset[str]
+
+
+FITTED = OutputKind(
+    "fit",
+    "model.json",
+    FORMAT,
+    frozenset({"model.json", "arrays.npz", "metrics.json", "predictions.csv", "report.html"}),
+)
+VERIFIED = OutputKind(
+    "verify",
+    "verification.json",
+    "tangency verification",
+    frozenset({"verification.json", "verification.npz", "report.html"}),
+)
+
+
+def check_output_folder(folder: Path, kind: OutputKind = FITTED) -> None:
+    """Raise `InputError` unless the folder is new, empty, or an earlier output of that kind with nothing else in it."""
     if not folder.exists():
         blocked = next((parent for parent in folder.absolute().parents if parent.exists()), None)
         if blocked is not None and not blocked.is_dir():
@@ -39,23 +62,26 @@ def check_output_folder(folder: Path) -> None:
     names = {entry.name for entry in folder.iterdir()}
     if not names:
         return
-    if not _is_model_folder(folder):
-        raise InputError(f"--out {folder} is not empty and was not written by tangency fit; name another folder")
-    foreign = sorted(name for name in names - _FILES if not (name.startswith("predictions-") and name.endswith(".csv")))
+    if not _is_output(folder, kind):
+        raise InputError(
+            f"--out {folder} is not empty and was not written by tangency {kind.command}; name another folder"
+        )
+    predicted = {name for name in names if name.startswith("predictions-") and name.endswith(".csv")}
+    foreign = sorted(names - kind.files - (predicted if kind is FITTED else set()))
     if foreign:
         raise InputError(f"--out {folder} holds '{foreign[0]}', which tangency did not write; move it or name another")
 
 
-def _is_model_folder(folder: Path) -> bool:
+def _is_output(folder: Path, kind: OutputKind) -> bool:
     try:
-        return json.loads((folder / "model.json").read_text(encoding="utf-8")).get("format") == FORMAT
+        return json.loads((folder / kind.marker).read_text(encoding="utf-8")).get("format") == kind.format
     except (OSError, ValueError, AttributeError):
         return False
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_folder(folder: Path, files: Mapping[str, bytes], kind: OutputKind = FITTED) -> None:
     """Write all files, or none: into a folder beside the target, which then takes its name."""
-    check_output_folder(folder)
+    check_output_folder(folder, kind)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
@@ -123,7 +149,7 @@ def load_model(folder: Path) -> FittedModel:
 
     Raises `InputError` when the folder is not such a model, is of a newer format, or has been changed or damaged.
     """
-    if not _is_model_folder(folder):
+    if not _is_output(folder, FITTED):
         what = "is not a folder that tangency fit wrote" if folder.exists() else "does not exist"
         raise InputError(f"{folder} {what}; run tangency fit first")
     description = json.loads((folder / "model.json").read_text(encoding="utf-8"))

@@ -1,18 +1,19 @@
 """The Bayesian posterior of the infinite network: Gaussian-process regression with the NNGP kernel."""
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from ..gram import check_examples, check_new_examples, check_targets, gram, gram_rows, require_factorisation
-from ..kernels.base import Kernel
+from ..kernels import Kernel, as_kernel
 from ..solve import Eigen, RidgeSystem, ridge_value
 from ..types import Inputs, Progress
 
 
 def gaussian_process(
-    kernel: Kernel,
+    kernel: Any,
     x: Inputs,
     y: Float[np.ndarray, "n *o"],
     *,
@@ -22,13 +23,13 @@ def gaussian_process(
 ) -> "GaussianProcess":
     """Condition f ~ GP(0, K) on y_i = f(x_i) + noise of variance σ² = `ridge`; outputs are independent.
 
-    x `[N, ...]`, y `[N]` or `[N, o]`. `memory` is the number of bytes that may be used (default: the physical memory
-    available); `progress` follows the kernel matrix.
+    `kernel` is a `Kernel`, or a function k(x1, x2) -> `[n, m]`. x `[N, ...]`, y `[N]` or `[N, o]`. `memory` is the
+    number of bytes that may be used (default: the physical memory available); `progress` follows the kernel matrix.
 
     Raises InputError on a bad argument, NonFiniteError that names the row, MemoryLimitError when the exact solution
     does not fit.
     """
-    examples = check_examples(x, "x")
+    kernel, examples = as_kernel(kernel), check_examples(x, "x")
     targets = check_targets(y, len(examples))
     ridge = ridge_value(ridge)
     require_factorisation(len(examples), 1, memory)

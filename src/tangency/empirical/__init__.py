@@ -2,3 +2,5 @@
 
 from .kernel import EmpiricalKernel as EmpiricalKernel
 from .public import empirical as empirical
+from .taylor import linearize as linearize
+from .taylor import taylor as taylor

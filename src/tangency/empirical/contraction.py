@@ -8,50 +8,62 @@ positions, Σ_{s,t} (a_s · a'_t)(g_s · g'_t), or by forming D = Σ_s a_s ⊗ g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
 from jax import lax
 
+from .einsum import HIGHEST, einsum
 from .sites import Site
 
 Pairing: TypeAlias = Literal["sum", "each", "all"]
 """What becomes of outputs o, o': the sum over o = o', `[n, m]`; each one, `[n, m, o]`; all pairs, `[n, m, o, o']`."""
 
-HIGHEST = lax.Precision.HIGHEST
+_OTHER = str.maketrans("nstop", "mtspo")
+"""The letters of the second set of examples."""
 
 
 @dataclass(frozen=True)
 class Part:
     """The gradients at sites of one parameter with the same orientation, side by side along s.
 
-    `signal` is `[n, b, s, i]` or row numbers `[n, b, s]` of a lookup, `cotangent` is `[n, o, b, s, j]`.
+    `signal` has the axes `signal_axes`, "nbsi" or "nbis", or holds the row numbers "nbs" of a lookup; `cotangent` has
+    "nobsj" or "nobjs".
     """
 
     signal: Any
     cotangent: Any
+    signal_axes: str
+    cotangent_axes: str
     inner: Any
     """Which entries of the parameter i runs along: equal where two parts are oriented alike."""
 
     @property
     def lookup(self) -> bool:
-        return self.signal.ndim == 3
+        return self.signal_axes == "nbs"
+
+    @property
+    def steps(self) -> int:
+        return self.signal.shape[self.signal_axes.index("s")]
 
 
 def parts(sites: Sequence[Site], signals: Sequence[Any], cotangents: Sequence[Any]) -> list[Part]:
     """The parts of one parameter's gradient, from the arranged arrays of its sites."""
     groups: dict[Any, list[int]] = {}
     for k, site in enumerate(sites):
-        groups.setdefault((site.inner, site.is_lookup), []).append(k)
-    return [
-        Part(
-            jnp.concatenate([signals[k] for k in group], axis=2),
-            jnp.concatenate([cotangents[k] for k in group], axis=3),
-            inner,
-        )
-        for (inner, _), group in groups.items()
-    ]
+        groups.setdefault((site.inner, site.signal_order, site.cotangent_order), []).append(k)
+    found = []
+    for (inner, signal, cotangent), group in groups.items():
+        axes, other = f"n{signal}", f"no{cotangent}"
+        a = [signals[k] for k in group]
+        g = [cotangents[k] for k in group]
+        found.append(Part(_joined(a, axes.index("s")), _joined(g, other.index("s")), axes, other, inner))
+    return found
+
+
+def _joined(arrays: Sequence[Any], axis: int) -> Any:
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis)
 
 
 def by_positions(left: Sequence[Part], right: Sequence[Part], pairing: Pairing) -> Any:
@@ -63,87 +75,122 @@ def _pair(first: Part, second: Part, pairing: Pairing) -> Any:
     if first.inner != second.inner:
         return _crossed(first, second, pairing)
     g, h = first.cotangent, second.cotangent
-    if not first.lookup and not second.lookup and first.signal.shape[2] == second.signal.shape[2] == 1:
-        return _at_one_position(first, second, pairing)
+    cotangents = f"{first.cotangent_axes},{second.cotangent_axes.translate(_OTHER)}->"
     signals = _signal_products(first, second)
     if pairing == "all":
-        return _einsum("nbsmt,nobsmpt->nmop", signals, _einsum("nobsj,mpbtj->nobsmpt", g, h))
+        return jnp.einsum("bnsmt,bnsmtop->nmop", signals, einsum(cotangents + "bnsmtop", g, h))
+    own = cotangents.replace("p", "o")
     if pairing == "each":
-        return _einsum("nbsmt,nobsmt->nmo", signals, _einsum("nobsj,mobtj->nobsmt", g, h))
-    return _einsum("bnsmt,bnsmt->nm", jnp.moveaxis(signals, 1, 0), _einsum("nobsj,mobtj->bnsmt", g, h))
-
-
-def _at_one_position(first: Part, second: Part, pairing: Pairing) -> Any:
-    """(a · a')(g · g') where each parameter is used once."""
-    a, c = first.signal[:, :, 0], second.signal[:, :, 0]
-    g, h = first.cotangent[:, :, :, 0], second.cotangent[:, :, :, 0]
-    signals = _einsum("nbi,mbi->bnm", a, c)
-    if pairing == "all":
-        return _einsum("bnm,bnomp->nmop", signals, _einsum("nobj,mpbj->bnomp", g, h))
-    if pairing == "each":
-        return _einsum("bnm,bonm->nmo", signals, _einsum("nobj,mobj->bonm", g, h))
-    return _einsum("bnm,bnm->nm", signals, _einsum("nobj,mobj->bnm", g, h))
+        return jnp.einsum("bnsmt,obnsmt->nmo", signals, einsum(own + "obnsmt", g, h))
+    return (signals * einsum(own + "bnsmt", g, h)).sum((0, 2, 4))
 
 
 def _signal_products(first: Part, second: Part) -> Any:
-    """a · a' for all pairs of positions, [n, b, s, m, t]."""
+    """a · a' for all pairs of positions, [b, n, s, m, t]."""
     if first.lookup and second.lookup:
-        rows, others = first.signal[..., None, None], jnp.moveaxis(second.signal, 1, 0)[None, :, None]
+        rows, others = (jnp.moveaxis(part.signal, 1, 0) for part in (first, second))
+        rows, others = rows[..., None, None], others[:, None, None]
         return ((rows == others) & (rows >= 0)).astype(first.cotangent.dtype)
     if first.lookup:
-        return _moved(_rows_of(second.signal, first.signal))
+        return _rows_of(second.signal, second.signal_axes, first.signal).transpose(0, 3, 4, 1, 2)
     if second.lookup:
-        return _rows_of(first.signal, second.signal)
-    return _einsum("nbsi,mbti->nbsmt", first.signal, second.signal)
+        return _rows_of(first.signal, first.signal_axes, second.signal)
+    axes = f"{first.signal_axes},{second.signal_axes.translate(_OTHER)}"
+    return einsum(f"{axes}->bnsmt", first.signal, second.signal)
 
 
-def _rows_of(dense: Any, rows: Any) -> Any:
-    """dense[n, b, s, i] at the entries i = rows[m, b, t], as [n, b, s, m, t]; 0 for row −1."""
-    batch = jnp.arange(dense.shape[1])[None, :, None]
-    picked = jnp.moveaxis(dense, 1, 0)[batch, :, :, jnp.maximum(rows, 0)]
+def _rows_of(dense: Any, axes: str, rows: Any) -> Any:
+    """dense[n, b, s, i] at the entries i = rows[m, b, t], as [b, n, s, m, t]; 0 for row −1."""
+    lies = jnp.transpose(dense, [axes.index(a) for a in "bnsi"])
+    batch = jnp.arange(lies.shape[0])[None, :, None]
+    picked = lies[batch, :, :, jnp.maximum(rows, 0)]
     picked = jnp.where((rows >= 0)[..., None, None], picked, 0)
-    return jnp.transpose(picked, (3, 1, 4, 0, 2))
-
-
-def _moved(products: Any) -> Any:
-    """[m, b, t, n, s] as [n, b, s, m, t]."""
-    return jnp.transpose(products, (3, 1, 4, 0, 2))
+    return jnp.transpose(picked, (1, 3, 4, 0, 2))
 
 
 def _crossed(first: Part, second: Part, pairing: Pairing) -> Any:
     """Parts of opposite orientation, as of W and of its transpose: Σ (a · g')(g · a')."""
-    left = _against(first, second.cotangent)
-    right = _against(second, first.cotangent)
+    left = _against(first, second)
+    right = _against(second, first)
     letters = {"all": ("nbsmpt,mbtnos->nmop"), "each": ("nbsmot,mbtnos->nmo"), "sum": ("nbsmot,mbtnos->nm")}
-    return _einsum(letters[pairing], left, right)
+    return jnp.einsum(letters[pairing], left, right, precision=HIGHEST)
 
 
-def _against(part: Part, cotangent: Any) -> Any:
+def _against(part: Part, other: Part) -> Any:
     """The signal of one part times the cotangent of another, [n, b, s, m, o, t]."""
+    cotangent = other.cotangent
     if not part.lookup:
-        return _einsum("nbsi,mobti->nbsmot", part.signal, cotangent)
-    m, o, b, t, i = cotangent.shape
-    rows = _rows_of(cotangent.transpose(0, 2, 1, 3, 4).reshape(m, b, o * t, i), part.signal)
-    return jnp.transpose(rows.reshape(m, b, o, t, *rows.shape[3:]), (4, 1, 5, 0, 2, 3))
+        axes = other.cotangent_axes.translate(str.maketrans("nsj", "mti"))
+        return einsum(f"{part.signal_axes},{axes}->nbsmot", part.signal, cotangent)
+    cotangent = jnp.transpose(cotangent, [other.cotangent_axes.index(a) for a in "nbosj"])
+    m, b, o, t, i = cotangent.shape
+    rows = _rows_of(cotangent.reshape(m, b, o * t, i), "nbsi", part.signal)
+    return jnp.transpose(rows.reshape(b, m, o, t, *rows.shape[3:]), (4, 0, 5, 1, 2, 3))
+
+
+CACHED = 2**22
+"""Numbers of whole gradients that are formed and contracted at a time: what a processor keeps at hand."""
+
+
+def by_gradients(left: Sequence[Part], right: Sequence[Part], pairing: Pairing, shape: tuple[int, int]) -> Any:
+    """Σ_p D[n, o, p] D'[m, o', p] of whole gradients D, of which only some entries j are formed at a time.
+
+    `shape` is (i, j), of the first part's orientation.
+    """
+    same = left is right
+
+    def products(start: Any, width: int | None) -> Any:
+        first, second = ([_cut(part, start, width) for part in side] for side in (left, right))
+        own = shape if width is None else (shape[0], width)
+        gradients = whole_gradients(first, own)
+        return of_gradients(gradients, gradients if same else whole_gradients(second, own), pairing)
+
+    inner = left[0].inner
+    if any(part.lookup or part.inner != inner for part in (*left, *right)):
+        return products(0, None)
+    sides = left if same else (*left, *right)
+    numbers = sum(part.cotangent.size // (part.steps * shape[1]) for part in sides) * shape[0]
+    width = max(1, CACHED // numbers)
+    if width >= shape[1]:
+        return products(0, None)
+    count, rest = divmod(shape[1], width)
+    starts = width * jnp.arange(count)
+    total = lax.scan(lambda sofar, start: (sofar + products(start, width), None), products(0, width), starts[1:])[0]
+    return total + products(count * width, rest) if rest else total
+
+
+def _cut(part: Part, start: Any, width: int | None) -> Part:
+    """The gradient at `width` entries j alone."""
+    if width is None:
+        return part
+    axis = part.cotangent_axes.index("j")
+    return replace(part, cotangent=lax.dynamic_slice_in_dim(part.cotangent, start, width, axis))
 
 
 def whole_gradients(found: Sequence[Part], shape: tuple[int, int]) -> Any:
-    """D[n, o, b, i, j] of the first part's orientation; `shape` is (i, j)."""
+    """D[n, o, b, j, i] of the first part's orientation; `shape` is (i, j)."""
     inner = found[0].inner
     total: Any = 0
     for part in found:
         own = shape if part.inner == inner else shape[::-1]
-        if part.lookup:
-            n, o, b, _, j = part.cotangent.shape
-            rows = jnp.where(part.signal >= 0, part.signal, own[0])
-            zero = jnp.zeros((n, b, own[0], o, j), part.cotangent.dtype)
-            at = (jnp.arange(n)[:, None, None], jnp.arange(b)[None, :, None], rows)
-            added = zero.at[at].add(part.cotangent.transpose(0, 2, 3, 1, 4), mode="drop")
-            gradient = added.transpose(0, 3, 1, 2, 4)
-        else:
-            gradient = _einsum("nbsi,nobsj->nobij", part.signal, part.cotangent)
+        gradient = _rows_added(part, own[0]) if part.lookup else _formed(part)
         total = total + (gradient if part.inner == inner else jnp.swapaxes(gradient, -1, -2))
     return total
+
+
+def _formed(part: Part) -> Any:
+    """D[n, o, b, j, i] = Σ_s a_s ⊗ g_s."""
+    return einsum(f"{part.cotangent_axes},{part.signal_axes}->nobji", part.cotangent, part.signal)
+
+
+def _rows_added(part: Part, rows: int) -> Any:
+    """D[n, o, b, j, i] of a lookup in a table of so many rows i."""
+    cotangent = jnp.transpose(part.cotangent, [part.cotangent_axes.index(a) for a in "nbsoj"])
+    n, b, _, o, j = cotangent.shape
+    places = jnp.where(part.signal >= 0, part.signal, rows)
+    zero = jnp.zeros((n, b, rows, o, j), cotangent.dtype)
+    at = (jnp.arange(n)[:, None, None], jnp.arange(b)[None, :, None], places)
+    return zero.at[at].add(cotangent, mode="drop").transpose(0, 3, 1, 4, 2)
 
 
 def of_gradients(left: Any, right: Any, pairing: Pairing) -> Any:
@@ -151,8 +198,4 @@ def of_gradients(left: Any, right: Any, pairing: Pairing) -> Any:
     left = left.reshape(*left.shape[:2], -1)
     right = right.reshape(*right.shape[:2], -1)
     letters = {"all": "nop,mqp->nmoq", "each": "nop,mop->nmo", "sum": "nop,mop->nm"}
-    return _einsum(letters[pairing], left, right)
-
-
-def _einsum(letters: str, *arrays: Any) -> Any:
-    return jnp.einsum(letters, *arrays, precision=HIGHEST)
+    return einsum(letters[pairing], left, right)

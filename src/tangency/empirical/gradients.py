@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .contraction import Pairing, Part, by_positions, of_gradients, parts, whole_gradients
+from .contraction import Pairing, Part, by_gradients, by_positions, of_gradients, parts
 from .program import Program
 from .sites import Site
 
@@ -84,10 +84,7 @@ def contributions(
         if always_by_positions or cost(sites, n, m, own[0].cotangent.shape[1], pairing, same).positions_first:
             found[leaf] = rates[leaf] * by_positions(own, other, pairing)
         else:
-            shape = sites[0].sizes[2:]
-            first = whole_gradients(own, shape)
-            second = first if same else whole_gradients(other, shape)
-            found[leaf] = rates[leaf] * of_gradients(first, second, pairing)
+            found[leaf] = rates[leaf] * by_gradients(own, own if same else other, pairing, sites[0].sizes[2:])
     for leaf, own in left.whole.items():
         rate = jnp.asarray(rates[leaf], own.dtype)
         weighted = own * rate.reshape(1, 1, *rate.shape) if rate.shape else own * rate

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import replace
 from itertools import pairwise
 from math import ceil, prod
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -12,36 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import InputError, MemoryLimitError, NonFiniteError
+from ..errors import InputError, NonFiniteError
 from ..kernels.base import Kernel
-from ..memory import available_memory
+from ..kernels.operator import KernelOperator
 from ..types import Array, Inputs, Kind, Progress
 from .contraction import Pairing
-from .gradients import contributions, cost, gradients, held
+from .gradients import contributions, cost, gradients
 from .model import Network
+from .operator import ProductMatrix
+from .plan import Plan, Request, Traced, compiled_bytes, free_memory, planned, result_bytes
 from .products import products
-from .program import Program, opened
+from .program import opened
 
 Method: TypeAlias = Literal["auto", "structured", "jacobian", "products"]
 METHODS = ("auto", "structured", "jacobian", "products")
-_GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Traced:
-    """The network on examples of one shape and precision."""
-
-    program: Program
-    parameters: tuple[Any, ...]
-    rest: tuple[Any, ...]
-    rates: tuple[Any, ...]
-    sizes: tuple[int, ...]
-    """Lengths of the flat outputs, one for each array of the output."""
-    complex_outputs: bool
-
-    @property
-    def outputs(self) -> int:
-        return sum(self.sizes)
 
 
 class EmpiricalKernel(Kernel):
@@ -60,7 +45,8 @@ class EmpiricalKernel(Kernel):
         self._memory = memory
         self._traced: dict[Any, Traced] = {}
         self._blocks: dict[Any, Any] = {}
-        self._last: tuple[Traced, int, int, int] | None = None
+        self._plans: dict[Any, Plan] = {}
+        self._last: tuple[Traced, Plan, int, int] | None = None
 
     def evaluate(self, kind: Kind, x1: Inputs, x2: Inputs | None = None, *, progress: Progress | None = None) -> Array:
         """The NTK, `[n, m]`, `[n, m, o]` or `[n, m, o, o]`; `kind` must be "ntk".
@@ -74,6 +60,16 @@ class EmpiricalKernel(Kernel):
             raise InputError(f"kind: a finite network has an NTK only, got {kind!r}; kernel(x1, x2) is the NTK")
         return self._total(x1, x2, progress, None)
 
+    def at(self, network: Network) -> EmpiricalKernel:
+        """The same kernel of a network that differs in the values of its arrays alone; compiled code is shared."""
+        other = copy(self)
+        other._network, other._traced, other._last = (lambda _: network), {}, None
+        for key, traced in self._traced.items():
+            values = ((network.parameters, traced.parameters), (jax.tree.leaves(network.state), traced.rest))
+            parameters, rest = (tuple(map(_like, new, old)) for new, old in values)
+            other._traced[key] = replace(traced, parameters=parameters, rest=rest)
+        return other
+
     def layers(self, x1: Inputs, x2: Inputs | None = None) -> dict[str, Array]:
         """The part of Θ that each parameter contributes, by the parameter's name; their sum is `kernel(x1, x2)`."""
         names = self._opened(x1).names
@@ -83,21 +79,65 @@ class EmpiricalKernel(Kernel):
         """Θ(x_i, x_i), `[n]`, `[n, o]` or `[n, o, o]`, without forming the matrix."""
         if kind != "ntk":
             raise InputError(f"kind: a finite network has an NTK only, got {kind!r}")
-        rows = [np.asarray(self._total(x[i : i + 1], None, None, None))[0, 0] for i in range(len(x))]
-        return jnp.asarray(np.stack(rows)) if isinstance(x, jax.Array) else np.stack(rows)
+        examples = _examples(x, "x")
+        single = jax.jit(jax.vmap(lambda example: self._total(example[None], None, None, None)[0, 0]))
+        if _is_tracer(examples):
+            return single(examples)
+        with _precision(examples):
+            at_once = self._diagonal_block(examples)
+            if at_once == 0:
+                parts = [np.asarray(self._total(examples[i : i + 1], None, None, None))[0] for i in range(len(x))]
+            else:
+                parts = [np.asarray(single(examples[slice(*cut)])) for cut in _cuts(len(x), at_once)]
+            result = np.concatenate(parts)
+            _check_finite(result[:, None])
+            return jnp.asarray(result) if isinstance(x, jax.Array) else result
+
+    def _diagonal_block(self, x: Any) -> int:
+        """How many examples fit side by side with all their outputs; 0 if not even one does."""
+        traced = self.traced(x)
+        request = Request(1, 1, len(self.functionals(traced)), self._pairing(), True)
+        memory = self._memory if self._memory is not None else free_memory()
+        plan = planned(traced, self._method, request, memory)
+        if plan.products or plan.chunk < request.k:
+            return 0
+        return len(x) if memory is None else max(1, min(len(x), int(memory / 2 // plan.temporary)))
+
+    def operator(self, x1: Inputs, x2: Inputs | None = None, *, kind: Kind = "ntk") -> KernelOperator:
+        """The NTK matrix as a linear operator, for SciPy and lineax; its products never form it.
+
+        `[n, m]` for outputs="mean" and for one functional; `[n·k, m·k]`, the k outputs of an example side by side, for
+        "full" and for k functionals. A product takes one backward and one forward pass through the network (for "mean"
+        one of each for each output), over as many examples at once as fit the memory. Complex networks give a Hermitian
+        operator.
+
+        Raises:
+            InputError: as for the kernel; also for outputs="diagonal", which is a matrix for each output.
+            MemoryLimitError: in a product, if not even one example at a time fits.
+        """
+        if kind != "ntk":
+            raise InputError(f"kind: a finite network has an NTK only, got {kind!r}")
+        first, second = _pair(x1, x2)
+        return KernelOperator(ProductMatrix(self, first, second, outputs=self._outputs, memory=self._memory))
+
+    @property
+    def plan(self) -> Plan | None:
+        """How the last matrix was computed; None before the first."""
+        return None if self._last is None else self._last[1]
 
     def __str__(self) -> str:
         if self._last is None:
             return "finite-width NTK: not traced yet (call it on data)"
-        traced, n, m, k = self._last
+        traced, plan, n, m = self._last
         names = self._opened(None).names
-        lines = [f"finite-width NTK of {self._opened(None).name}, {traced.outputs} outputs; {n} × {m} examples a block"]
-        if self._method == "products":
+        size = f"{n} × {m} examples and {plan.chunk} of them a block, {plan.temporary / 2**20:.3g} MiB of temporaries"
+        lines = [f"finite-width NTK of {self._opened(None).name}, {traced.outputs} outputs; {size}"]
+        if plan.products:
             return "\n".join([*lines, "  all parameters: NTK-vector products"])
         width = max(map(len, names))
         for leaf, name in enumerate(names):
             shape = "×".join(map(str, traced.parameters[leaf].shape)) or "1"
-            lines.append(f"  {name:{width}}  {shape:>12}  {self._way(traced, leaf, n, m, k)}")
+            lines.append(f"  {name:{width}}  {shape:>12}  {self._way(traced, leaf, n, m, plan.chunk)}")
         return "\n".join(lines)
 
     def _way(self, traced: Traced, leaf: int, n: int, m: int, k: int) -> str:
@@ -131,8 +171,9 @@ class EmpiricalKernel(Kernel):
 
         key = (x.shape[1:], str(x.dtype), jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
         if key not in self._traced:
-            parameters = tuple(jnp.asarray(cast(array)) for array in network.parameters)
-            state = jax.tree.map(cast, network.state)
+            with jax.ensure_compile_time_eval():
+                parameters = tuple(a if _is_tracer(a) else jnp.asarray(cast(a)) for a in network.parameters)
+                state = jax.tree.map(lambda a: a if _is_tracer(a) else cast(a), network.state)
             rest, structure = jax.tree.flatten(state)
             shapes: list[Any] = []
 
@@ -184,14 +225,11 @@ class EmpiricalKernel(Kernel):
 
     def _total(self, x1: Any, x2: Any, progress: Progress | None, leaf: int | None) -> Any:
         host = not isinstance(x1, jax.Array) and not isinstance(x2, jax.Array)
-        arrays = [_examples(x, name) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
-        if len(arrays) == 2 and arrays[0].shape[1:] != arrays[1].shape[1:]:
-            raise InputError(f"an example of x1 has shape {arrays[0].shape[1:]}, one of x2 {arrays[1].shape[1:]}")
-        double = arrays[0].dtype == np.float64
-        with jax.enable_x64(bool(double or jax.config.jax_enable_x64)):  # pyright: ignore[reportAttributeAccessIssue]
-            traced = self.traced(arrays[0])
+        first, second = _pair(x1, x2)
+        traced_inputs = _is_tracer(first) or (second is not None and _is_tracer(second))
+        with _precision(first):
+            traced = self.traced(first)
             rows = self.functionals(traced)
-            first, second = arrays[0], arrays[1] if len(arrays) > 1 else None
             if traced.complex_outputs:
                 result = self._complex(traced, rows, first, second, progress, leaf)
             else:
@@ -200,6 +238,8 @@ class EmpiricalKernel(Kernel):
                 result = result / traced.outputs if self._outputs == "mean" else result
             elif np.ndim(self._outputs) < 2:
                 result = result[..., 0, 0]
+            if traced_inputs:
+                return result
             _check_finite(result)
             return result if host else jnp.asarray(result)
 
@@ -219,24 +259,31 @@ class EmpiricalKernel(Kernel):
 
     def _assembled(
         self, traced: Traced, rows1: Any, rows2: Any, x1: Any, x2: Any, progress: Progress | None, leaf: int | None
-    ) -> np.ndarray:
-        """All blocks of examples and of functionals, within the memory there is."""
+    ) -> Any:
+        """All blocks of examples and of functionals, within the memory there is; inside a trace all at once."""
         pairing, k = self._pairing(), len(rows1)
-        n, m = len(x1), len(x1 if x2 is None else x2)
-        block, chunk = self._sizes(traced, x1, n, m, k, x2 is None)
-        self._last = traced, min(n, block), min(m, block), chunk
-        cuts1, cuts2, outs = _cuts(n, block), _cuts(m, block), _cuts(k, chunk)
+        other = x1 if x2 is None else x2
+        n, m = len(x1), len(other)
+        if _is_tracer(x1) or _is_tracer(other):
+            mirrored = x2 is None and rows1 is rows2
+            call = jax.jit(self._block_of(traced, leaf, mirrored, self._method == "products"))
+            result = call(traced.parameters, traced.rest, x1, other, rows1, rows2)
+            return _mirrored(result, pairing, jnp) if x2 is None else result
+        plan = self._planned(traced, x1, other, rows1, Request(n, m, k, pairing, x2 is None), leaf)
+        block, chunk = plan.block, plan.chunk
+        self._last = traced, plan, min(n, block), min(m, block)
+        cuts1, cuts2, outs = _cuts(n, block), _cuts(m, m if plan.products else block), _cuts(k, chunk)
         shape = {"sum": (), "each": (k,), "all": (k, k)}[pairing]
         result: Any = None
-        jobs = [(i, j) for i in cuts1 for j in cuts2 if x2 is not None or j >= i]
+        jobs = [(i, j) for i in cuts1 for j in cuts2 if x2 is not None or j[1] > i[0]]
         for done, (i, j) in enumerate(jobs):
-            left, right = x1[slice(*i)], None if x2 is None and i == j else (x1 if x2 is None else x2)[slice(*j)]
+            left, right = x1[slice(*i)], None if x2 is None and i == j else other[slice(*j)]
             for c in outs:
                 for d in outs if pairing == "all" else [c]:
                     mirrored = right is None and c == d and rows1 is rows2
-                    call = self._block(traced, pairing, leaf, mirrored)
-                    own = left if right is None and not mirrored else right
-                    part = np.asarray(call(left, own, rows1[slice(*c)], rows2[slice(*d)]))
+                    own = left if right is None else right
+                    arguments = traced.parameters, traced.rest, left, own, rows1[slice(*c)], rows2[slice(*d)]
+                    part = np.asarray(self._compiled(traced, leaf, mirrored, plan.products, arguments)(*arguments))
                     if result is None:
                         result = np.zeros((n, m, *shape), part.dtype)
                     place: tuple[Any, ...] = (slice(*i), slice(*j))
@@ -248,72 +295,66 @@ class EmpiricalKernel(Kernel):
                 progress(done + 1, len(jobs))
         return _mirrored(result, pairing) if x2 is None else result
 
-    def _block(self, traced: Traced, pairing: Pairing, leaf: int | None, mirrored: bool) -> Any:
-        """The compiled NTK of two blocks of examples; of one with itself if `mirrored`."""
-        key = (id(traced), pairing, leaf, mirrored)
+    def _planned(self, traced: Traced, x1: Any, x2: Any, rows: Any, request: Request, leaf: int | None) -> Plan:
+        """A plan whose compiled program fits, by the compiler's own count, where that can be had."""
+        key = (id(traced.program), request, leaf)
+        if key in self._plans:
+            return self._plans[key]
+        memory = self._memory if self._memory is not None else free_memory()
+        safety = 1.0
+        while True:
+            plan = planned(traced, self._method, request, memory, safety)
+            a, b, c = min(plan.block, request.n), min(plan.block, request.m), min(plan.chunk, request.k)
+            mirrored = request.same and a == request.n
+            columns = x2[: request.m if plan.products else b]
+            arguments = traced.parameters, traced.rest, x1[:a], columns, rows[:c], rows[:c]
+            taken = compiled_bytes(self._compiled(traced, leaf, mirrored, plan.products, arguments))
+            if memory is None or taken is None or taken + result_bytes(traced, request) <= memory:
+                break
+            safety *= max(1.25, taken / plan.temporary)
+        if taken is not None:
+            plan = replace(plan, temporary=taken)
+        self._plans[key] = plan
+        return plan
+
+    def _compiled(
+        self, traced: Traced, leaf: int | None, mirrored: bool, by_products: bool, arguments: Any
+    ) -> jax.stages.Compiled:
+        """The program for blocks of the shapes of these arguments."""
+        shapes = tuple((np.shape(a), str(jnp.result_type(a))) for a in arguments[2:])
+        key = (id(traced.program), leaf, mirrored, by_products, shapes)
         if key not in self._blocks:
-            program, rates = traced.program, traced.rates
+            function = self._block_of(traced, leaf, mirrored, by_products)
+            self._blocks[key] = jax.jit(function).lower(*arguments).compile()
+        return self._blocks[key]
 
-            def block(parameters: Any, rest: Any, x1: Any, x2: Any, rows1: Any, rows2: Any) -> Any:
-                if self._method == "products":
-                    own = [rate if leaf in (None, k) else 0.0 * np.asarray(rate) for k, rate in enumerate(rates)]
-                    return products(program, own, parameters, rest, x1, x1 if mirrored else x2, rows1, rows2, pairing)
-                left = gradients(program, parameters, rest, x1, rows1)
-                right = left if mirrored else gradients(program, parameters, rest, x2, rows2)
-                found = contributions(program, rates, left, right, pairing, self._method == "structured")
-                return sum(found.values()) if leaf is None else found[leaf]
+    def _block_of(self, traced: Traced, leaf: int | None, mirrored: bool, by_products: bool) -> Any:
+        """The NTK of two blocks of examples; of one with itself if `mirrored`."""
+        program, rates, pairing = traced.program, traced.rates, self._pairing()
 
-            self._blocks[key] = jax.jit(block)
-        compiled = self._blocks[key]
-        return lambda x1, x2, rows1, rows2: compiled(traced.parameters, traced.rest, x1, x2, rows1, rows2)
+        def block(parameters: Any, rest: Any, x1: Any, x2: Any, rows1: Any, rows2: Any) -> Any:
+            if by_products:
+                own = [rate if leaf in (None, k) else 0.0 * np.asarray(rate) for k, rate in enumerate(rates)]
+                return products(program, own, parameters, rest, x1, x1 if mirrored else x2, rows1, rows2, pairing)
+            left = gradients(program, parameters, rest, x1, rows1)
+            right = left if mirrored else gradients(program, parameters, rest, x2, rows2)
+            found = contributions(program, rates, left, right, pairing, self._method == "structured")
+            return sum(found.values()) if leaf is None else found[leaf]
 
-    def _sizes(self, traced: Traced, x: Any, n: int, m: int, k: int, same: bool) -> tuple[int, int]:
-        """Examples and functionals at once: as many as fit."""
-        limit = self._memory if self._memory is not None else available_memory()
-        pairing = self._pairing()
-        block, chunk = max(n, m), k
-        word = np.dtype(traced.parameters[0].dtype).itemsize
-        if limit is None:
-            return block, chunk
-        forward = _intermediates(traced)
-
-        def needed(block: int, chunk: int) -> float:
-            a, b = min(n, block), min(m, block)
-            symmetric = same and block >= n
-            sides = a if symmetric else a + b
-            numbers = held(traced.program, traced.parameters, a, b, chunk, pairing, symmetric)
-            return word * (numbers + sides * forward * (1 + chunk / 2))
-
-        shape = {"sum": 1, "each": k, "all": k * k}[pairing]
-        fixed = word * (n * m * shape + sum(array.size for array in traced.parameters))
-        budget = 0.8 * limit - fixed
-        while needed(block, chunk) > budget:
-            if block > 16 or (chunk == 1 and block > 1):
-                block = max(1, 3 * block // 4)
-            elif chunk > 1:
-                chunk = ceil(chunk / 2)
-            else:
-                raise MemoryLimitError(
-                    f"the NTK of {n} × {m} examples and {k} outputs needs {(fixed + needed(1, 1)) / _GIB:.3g} GiB even "
-                    f"for one pair and one output at a time, but {limit / _GIB:.3g} GiB may be used; use fewer "
-                    'examples at once, outputs="mean" or float32'
-                )
-        return block, chunk
+        return block
 
 
-def _intermediates(traced: Traced) -> float:
-    """How many numbers all equations of the network make for one example, loops included."""
+def _like(new: Any, old: Any) -> Any:
+    return jnp.asarray(new, old.dtype) if hasattr(old, "dtype") and jnp.issubdtype(old.dtype, jnp.inexact) else new
 
-    def count(jaxpr: Any) -> float:
-        total = 0.0
-        for equation in jaxpr.eqns:
-            inner = [v for v in equation.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
-            times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-            total += times * sum(count(getattr(v, "jaxpr", v)) for v in inner)
-            total += sum(prod(getattr(variable.aval, "shape", ())) for variable in equation.outvars)
-        return total
 
-    return count(traced.program.jaxpr.jaxpr)
+def _pair(x1: Any, x2: Any) -> tuple[Any, Any]:
+    """Both sets of examples, checked."""
+    first = _examples(x1, "x1")
+    second = None if x2 is None else _examples(x2, "x2")
+    if second is not None and first.shape[1:] != second.shape[1:]:
+        raise InputError(f"an example of x1 has shape {first.shape[1:]}, one of x2 {second.shape[1:]}")
+    return first, second
 
 
 def _examples(x: Any, name: str) -> Any:
@@ -322,10 +363,26 @@ def _examples(x: Any, name: str) -> Any:
         raise InputError(f"{name}: expected examples along the first axis, got shape {array.shape}")
     if array.dtype.kind not in "fciub" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"{name}: expected numbers, got dtype {array.dtype}")
-    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+    if array.dtype.kind in "fc" and not _is_tracer(array) and not np.isfinite(array).all():
         row = int(np.argmin(np.isfinite(np.asarray(array)).reshape(len(array), -1).all(axis=1)))
         raise NonFiniteError(f"{name}[{row}] is not finite: it holds NaN or infinity; remove or impute it")
     return array
+
+
+def _precision(x: Any) -> Any:
+    """Float64 examples are computed in float64."""
+    return jax.enable_x64(bool(x.dtype == np.float64 or jax.config.jax_enable_x64))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _is_tracer(x: Any) -> bool:
+    """Whether x is traced, asked without copying it from its device."""
+    if not isinstance(x, jax.Array):
+        return False
+    try:
+        x.devices()
+    except jax.errors.ConcretizationTypeError:
+        return True
+    return False
 
 
 def _cuts(length: int, step: int) -> list[tuple[int, int]]:
@@ -335,16 +392,14 @@ def _cuts(length: int, step: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _mirrored(result: np.ndarray, pairing: Pairing) -> np.ndarray:
+def _mirrored(result: Any, pairing: Pairing, xp: Any = np) -> Any:
     """Exactly symmetric, from the blocks on and above the diagonal."""
     n = len(result)
-    upper = np.triu(np.ones((n, n), bool))
-    swapped = np.transpose(result, (1, 0, 3, 2) if pairing == "all" else (1, 0, *range(2, result.ndim)))
-    if pairing == "all":
-        i = np.arange(n)
-        square = result[i, i]
-        result[i, i] = (square + np.swapaxes(square, -1, -2)) / 2
-    return np.where(upper.reshape(n, n, *(1,) * (result.ndim - 2)), result, swapped)
+    swapped = xp.transpose(result, (1, 0, 3, 2) if pairing == "all" else (1, 0, *range(2, result.ndim)))
+    row, column = np.arange(n)[:, None], np.arange(n)[None, :]
+    spread = (n, n, *(1,) * (result.ndim - 2))
+    upper = xp.where((row < column).reshape(spread), result, swapped)
+    return xp.where((row == column).reshape(spread), (result + swapped) / 2, upper)
 
 
 def _check_finite(result: np.ndarray) -> None:

@@ -60,14 +60,29 @@ class Site:
         b, i, j = (prod(size for size, _ in factors) for factors in (self.batch, self.inner, self.outer))
         return b, steps, i, j
 
+    @property
+    def signal_order(self) -> str:
+        """The roles of the axes of an arranged signal: "bs" for a lookup, else "bsi" or "bis" as it lies."""
+        return "bs" if self.is_lookup else _order(self.signal, "i")
+
+    @property
+    def cotangent_order(self) -> str:
+        """The roles of the axes of an arranged cotangent: "bsj" or "bjs" as it lies."""
+        return _order(self.cotangent, "j")
+
     def arranged_signal(self, signal: Any) -> Any:
-        """[b, s, i], or row numbers [b, s] for a lookup."""
-        arranged = _arranged(signal.reshape(self.signal_shape), self.signal, "bsi")
-        return arranged[..., 0] if self.is_lookup else arranged
+        """One axis for each role of `signal_order`; a lookup's holds row numbers."""
+        return _arranged(signal.reshape(self.signal_shape), self.signal, self.signal_order)
 
     def arranged_cotangent(self, cotangent: Any) -> Any:
-        """[b, s, j]."""
-        return _arranged(cotangent.reshape(self.cotangent_shape), self.cotangent, "bsj")
+        """One axis for each role of `cotangent_order`."""
+        return _arranged(cotangent.reshape(self.cotangent_shape), self.cotangent, self.cotangent_order)
+
+
+def _order(labels: Sequence[Label], last: str) -> str:
+    """Positions last where they are the fastest axis: matrix products then need no copy."""
+    roles = [role for role, _ in labels if role in ("s", last)]
+    return f"b{last}s" if roles and roles[-1] == "s" and last in roles else f"bs{last}"
 
 
 def _arranged(array: Any, labels: Sequence[Label], roles: str) -> Any:
@@ -243,7 +258,16 @@ def _gather(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tupl
     return _built(view, equation.outvars[0].aval, numbers_of_rows, places, output_axes, view.axes[0])
 
 
-_RULES = {"dot_general": _dot_general, "conv_general_dilated": _conv, "gather": _gather}
+def _add(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tuple[Site, Any] | None:
+    """y = a parameter plus a signal of its shape, which is met once for each entry, by 1."""
+    view: View = operands[place]
+    output: Any = equation.outvars[0].aval
+    if view.value.shape != output.shape or view.value.dtype != output.dtype:
+        return None
+    return _built(view, output, jnp.ones((), output.dtype), [], [("j", axis) for axis in view.axes])
+
+
+_RULES = {"add": _add, "conv_general_dilated": _conv, "dot_general": _dot_general, "gather": _gather}
 
 
 def rearranged(equation: jex.JaxprEqn, view: View, value: Any) -> View | None:

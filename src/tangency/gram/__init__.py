@@ -7,4 +7,5 @@ from .arguments import check_examples as check_examples
 from .arguments import check_new_examples as check_new_examples
 from .arguments import check_targets as check_targets
 from .matrix import gram as gram
+from .matrix import gram_blocks as gram_blocks
 from .matrix import gram_rows as gram_rows

@@ -37,7 +37,7 @@ class PendingWidth:
 
     Until then the sum also fluctuates, by the central limit theorem. `settled` says that this no longer matters (as in
     a norm, whose mean outgrows its fluctuations); `zero_mean` that the fluctuations are all there is. `positions`
-    counts those that were summed over as well.
+    counts those that were summed over as well, and `parts` how many parts of the width have a sum of their own.
     """
 
     width: int
@@ -45,6 +45,7 @@ class PendingWidth:
     settled: bool = False
     zero_mean: bool = False
     positions: int = 1
+    parts: int = 1
 
     @property
     def vanishing(self) -> bool:

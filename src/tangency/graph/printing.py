@@ -231,7 +231,7 @@ def statistics(leaf: Leaf) -> str:
         case WeightLeaf(weight=weight, fan_in=fan_in, scale=scale):
             variance = f"σ_w² = {number(weight.variance * fan_in * scale**2)}"
             rate = "" if weight.rate == weight.variance else f", η·fan-in = {number(weight.rate * fan_in * scale**2)}"
-            return f"{weight.distribution}, fan-in {fan_in}, {variance}{rate}"
+            return f"{weight.distribution}, fan-in {fan_in}, {variance}{', no gradient' if leaf.stopped else rate}"
         case EmbeddingLeaf(weight=weight, scale=scale):
             return f"{weight.distribution}, σ² = {number(weight.variance * scale**2)}"
         case ParameterLeaf(parameter=parameter, scale=scale):

@@ -147,6 +147,7 @@ class WeightLeaf(Leaf):
         windows: (axis, window) for each axis of positions along which the weight slides (convolution).
         groups: into how many independent groups the width is cut; with one unit in a group (depthwise), the result
             keeps the law of its input's products with the weight and is no Gaussian.
+        stopped: whether the weight has no gradient in this use; its input keeps its own.
     """
 
     weight: ParameterStatistics
@@ -156,6 +157,7 @@ class WeightLeaf(Leaf):
     unshared: tuple[int, ...] = ()
     windows: tuple[tuple[int, Window], ...] = ()
     groups: int = 1
+    stopped: bool = False
 
     @cached_property
     def roots(self) -> frozenset[ParameterStatistics]:

@@ -1,11 +1,15 @@
 """The kernel interface: everything downstream of a kernel relies on this and on nothing else."""
 
 import abc
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 
 from ..types import Array, Gram, Inputs, Kind, Progress
+from .operator import KernelOperator
+from .tile_matrix import TileMatrix
+from .tiles import TILE
 
 
 class Kernel(abc.ABC):
@@ -45,3 +49,40 @@ class Kernel(abc.ABC):
         """(NNGP, NTK) from one pass, each `[n, m]`."""
         stacked = self.evaluate("both", x1, x2)
         return stacked[0], stacked[1]
+
+    def __add__(self, other: "Kernel") -> "Kernel":
+        """K + K′ and Θ + Θ′, as of the sum of two independent networks."""
+        from .combination import Sum  # Combinations are kernels themselves.
+
+        return Sum(self, other) if isinstance(other, Kernel) else NotImplemented
+
+    def __mul__(self, other: "Kernel | float") -> "Kernel":
+        """The entrywise product with a kernel, or a multiple by a number ≥ 0."""
+        from .combination import Product, Scaled
+
+        if isinstance(other, Kernel):
+            return Product(self, other)
+        return Scaled(self, other) if isinstance(other, int | float) else NotImplemented
+
+    def __rmul__(self, factor: float) -> "Kernel":
+        """A multiple by a number ≥ 0."""
+        return self * factor
+
+    def of(self, mapping: Callable[[Any], Any]) -> "Kernel":
+        """The kernel k(γ(x), γ(x′)) of inputs that `mapping` γ, a JAX function of one example, maps first."""
+        from .combination import Mapped
+
+        return Mapped(self, mapping)
+
+    def operator(self, x1: Inputs, x2: Inputs | None = None, *, kind: Kind = "ntk") -> KernelOperator:
+        """The matrix `[n, m]` of one kind as a linear operator, for SciPy and lineax: it is computed anew for each
+        product, tile by tile, and never held.
+
+        Raises:
+            InputError: the kernel has no such kind, or the shapes of the inputs do not fit.
+        """
+        return KernelOperator(TileMatrix(self, kind, x1, x2))
+
+    def tile(self, kind: Kind, x: Inputs) -> int:
+        """How many examples like x to take at once on each side inside `jit`, where nothing else bounds the memory."""
+        return TILE

@@ -15,8 +15,19 @@ from .base import Kernel
 _DIAGONAL_BLOCK = 64
 
 
+def as_kernel(kernel: Any) -> Kernel:
+    """A `Kernel` as it is; a plain function k(x1, x2) as a `FunctionKernel`. Raises InputError on anything else."""
+    if isinstance(kernel, Kernel):
+        return kernel
+    if not callable(kernel):
+        raise InputError(f"kernel is {kernel!r}; give a function k(x1, x2) that returns an [n, m] matrix, or a kernel")
+    return FunctionKernel(kernel)
+
+
 class FunctionKernel(Kernel):
     """The kernel k(x1, x2) -> `[n, m]`, as both K and Θ: a plain kernel has no network behind it to tell them apart.
+
+    A matrix-valued kernel returns `[n, m, o, o]`.
 
     With K = Θ the trained ensemble of `kernel_flow` starts at f_0 ~ GP(0, k) and trains with k.
 
@@ -24,7 +35,7 @@ class FunctionKernel(Kernel):
     arguments, so a `WhiteKernel` inside it contributes nothing: give its variance as the ridge. JAX functions see
     NumPy inputs at their own precision, float64 included.
 
-    Raises InputError when k is not callable or returns another shape than `[n, m]`.
+    Raises InputError when k is not callable or returns another shape than `[n, m]` or `[n, m, o, o]`.
     """
 
     def __init__(self, k: Callable[[Any, Any], Any]):
@@ -40,18 +51,17 @@ class FunctionKernel(Kernel):
     ) -> Float[Array, "*kinds n m"]:
         values = self._call(x1, x1 if x2 is None else x2)
         if x2 is None:
-            module = jnp if isinstance(values, jax.Array) else np
-            values = module.tril(values) + module.tril(values, -1).T
+            values = _symmetric(values)
         if progress is not None:
             progress(1, 1)
-        return _of_kind(kind, values)
+        return of_kind(kind, values)
 
     def diagonal(self, kind: Kind, x: Inputs) -> Float[Array, "*kinds n"]:
         starts = range(0, len(x), _DIAGONAL_BLOCK)
         blocks = [x[start : start + _DIAGONAL_BLOCK] for start in starts]
-        diagonals = [self._call(block, block).diagonal() for block in blocks]
-        module = jnp if isinstance(x, jax.Array) else np
-        return _of_kind(kind, module.concatenate(diagonals))
+        module: Any = jnp if isinstance(x, jax.Array) else np
+        diagonals = [module.moveaxis(self._call(block, block).diagonal(), -1, 0) for block in blocks]
+        return of_kind(kind, module.concatenate(diagonals))
 
     def _call(self, x1: Inputs, x2: Inputs) -> Array:
         if isinstance(x1, jax.Array) or isinstance(x2, jax.Array):
@@ -61,12 +71,26 @@ class FunctionKernel(Kernel):
                 values = np.asarray(self.k(x1, x2))
             if x1.dtype.kind == "f":
                 values = values.astype(x1.dtype, copy=False)
-        if values.shape != (len(x1), len(x2)):
+        outputs = values.shape[2:]
+        if values.shape[:2] != (len(x1), len(x2)) or not (
+            outputs == () or (len(outputs) == 2 and len(set(outputs)) == 1)
+        ):
             raise InputError(f"{self!r} returned shape {values.shape}; [{len(x1)}, {len(x2)}] is needed")
         return values
 
 
-def _of_kind(kind: Kind, values: Array) -> Array:
+def _symmetric(values: Array) -> Array:
+    """The lower triangle mirrored: k(x, x') = k(x', x)ᵀ."""
+    module = jnp if isinstance(values, jax.Array) else np
+    if values.ndim == 2:
+        return module.tril(values) + module.tril(values, -1).T
+    mirrored = module.transpose(values, (1, 0, 3, 2))
+    row, column = (index[:, :, None, None] for index in np.indices(values.shape[:2]))
+    return module.where(row > column, values, module.where(row < column, mirrored, (values + mirrored) / 2))
+
+
+def of_kind(kind: Kind, values: Array) -> Array:
+    """The values as they are, or stacked with themselves where both K and Θ are asked for."""
     if kind != "both":
         return values
     return jnp.stack([values, values]) if isinstance(values, jax.Array) else np.stack([values, values])

@@ -25,12 +25,12 @@ def assemble(
     `block` is compiled once.
     """
     other = x1 if x2 is None else x2
-    rows, columns = _cuts(len(x1), tile), _cuts(len(other), tile)
+    rows, columns = cuts(len(x1), tile), cuts(len(other), tile)
     jobs = [(i, j) for i in range(len(rows)) for j in range(len(columns)) if x2 is not None or j >= i]
     result = None
     for done, (i, j) in enumerate(jobs):
         (start1, stop1), (start2, stop2) = rows[i], columns[j]
-        part = np.asarray(block(_padded(x1, start1, stop1, tile), _padded(other, start2, stop2, tile)))
+        part = np.asarray(block(padded(x1, start1, stop1, tile), padded(other, start2, stop2, tile)))
         part = part[..., : stop1 - start1, : stop2 - start2]
         if result is None:
             result = np.empty((*part.shape[:-2], len(x1), len(other)), part.dtype)
@@ -43,11 +43,13 @@ def assemble(
     return result
 
 
-def _cuts(length: int, tile: int) -> list[tuple[int, int]]:
+def cuts(length: int, tile: int) -> list[tuple[int, int]]:
+    """(start, stop) of consecutive tiles; the last may be shorter."""
     return [(start, min(start + tile, length)) for start in range(0, length, tile)]
 
 
-def _padded(x: np.ndarray, start: int, stop: int, tile: int) -> np.ndarray:
+def padded(x: np.ndarray, start: int, stop: int, tile: int) -> np.ndarray:
+    """One tile of examples, a short last one filled up with its last example."""
     part = x[start:stop]
     missing = tile - len(part)
     return part if missing == 0 or len(x) <= tile else np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
@@ -55,7 +57,7 @@ def _padded(x: np.ndarray, start: int, stop: int, tile: int) -> np.ndarray:
 
 def _mirror(result: np.ndarray, diagonal: Callable[[np.ndarray], np.ndarray] | None, x: np.ndarray, tile: int) -> None:
     """Copy the upper triangle below the diagonal, tile by tile so that no full-size temporary is made."""
-    for start, stop in _cuts(len(x), tile):
+    for start, stop in cuts(len(x), tile):
         square = result[..., start:stop, start:stop]
         upper = np.triu(square, 1)
         middle = np.zeros_like(square)
@@ -63,7 +65,7 @@ def _mirror(result: np.ndarray, diagonal: Callable[[np.ndarray], np.ndarray] | N
         if diagonal is None:
             middle[..., index, index] = square[..., index, index]
         else:
-            rows = np.asarray(diagonal(_padded(x, start, stop, tile)))
+            rows = np.asarray(diagonal(padded(x, start, stop, tile)))
             middle[..., index, index] = rows[..., : stop - start]
         result[..., start:stop, start:stop] = upper + np.swapaxes(upper, -1, -2) + middle
         result[..., stop:, start:stop] = np.swapaxes(result[..., start:stop, stop:], -1, -2)

@@ -31,12 +31,13 @@ from ..trace.known import MULTIPLY
 from . import joint
 from .duals import Activation, dual, mean, product_mean
 from .fields import Field, add, broadcastable, contract, identity, lifted
-from .linear_factors import with_linear_factors
+from .linear_factors import of_linear_factors, with_linear_factors
 from .placed import Placed
 
 if TYPE_CHECKING:
     from .recursion import Recursion
 
+_LONGEST_PRODUCT = 8
 Labels = tuple[int, ...]
 Call = tuple[Any, ...]
 """The name of an expectation with the programs of its functions, and the order of their series."""
@@ -152,6 +153,9 @@ class Expectations:
         linear = [places[0] for places in group if len(places) == 1 and places[0].function.is_identity]
         rest = [_product(places) for places in group if places[0] not in linear]
         gaussian = all(places[0].leaf.gaussian for places in group)
+        factors = [p for places in group for p in places]
+        if gaussian and len(factors) <= _LONGEST_PRODUCT and all(p.function.is_identity for p in factors):
+            return of_linear_factors(self, factors)
         if not gaussian or not 1 <= len(linear) <= 2 or not 1 <= len(rest) <= 2:
             if self.recursion.graph.sampling is not None:
                 return joint.expectation(self.recursion, [p for places in group for p in places])

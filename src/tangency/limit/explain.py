@@ -150,13 +150,15 @@ class _Writer:
             case WeightLeaf():
                 weight, scale = leaf.weight, leaf.scale**2
                 inner = [self._scaled(s.size, self.tangent_of(s)) for s in leaf.input if self.tangent_of(s) != "0"]
-                if weight.rate == weight.variance:
+                if leaf.stopped:
+                    parts = []
+                elif weight.rate == weight.variance:
                     parts = [self.kernel("K", leaf, leaf)]
                 else:
                     parts = [self._times(weight.rate * scale, self._width_sums(leaf.input))]
                 if inner:
                     parts.append(self._times(weight.variance * scale, inner))
-                return " + ".join(parts)
+                return " + ".join(parts) or "0"
             case SumLeaf():
                 return self.tangent_of(leaf.segment)
         return self._elsewhere("Θ", leaf)

@@ -139,6 +139,10 @@ class LimitKernel(Kernel):
             axis = 1 if kind == "both" else 0
             yield np.moveaxis(found, axis, -1)[..., : len(x) - start]
 
+    def tile(self, kind: Kind, x: Inputs) -> int:
+        """How many examples of a tile keep its largest arrays within a quarter of a gigabyte."""
+        return tile_size(self.graph(tuple(np.shape(x)[1:]), _holds_integers(x)), kind)
+
     def estimate(self, x1: Inputs, x2: Inputs | None = None, *, kind: Kind = "ntk") -> Estimate:
         """A kernel with its standard error, entry by entry: zero where every expectation has a closed rule.
 

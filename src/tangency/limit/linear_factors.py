@@ -53,6 +53,21 @@ def with_linear_factors(expectations: Expectations, linear: Sequence[Placed], re
     return add(parts)
 
 
+def of_linear_factors(expectations: Expectations, linear: Sequence[Placed]) -> Field | None:
+    """E[x₁ ⋯ x_n] of Gaussians as they are: the sum over pairings (Isserlis 1918)."""
+    if not linear:
+        return Field(jnp.ones((), expectations.recursion.dtype))
+    if len(linear) % 2:
+        return None
+    first, *others = linear
+    pairings = []
+    for i, x in enumerate(others):
+        covariance = expectations.recursion.query("K", first.variable, x.variable)
+        rest = of_linear_factors(expectations, [*others[:i], *others[i + 1 :]])
+        pairings.append(None if covariance is None or rest is None else contract([covariance, rest], {}))
+    return add(pairings)
+
+
 def _product(factor: Field, value: Field | None) -> Field | None:
     return None if value is None else contract([factor, value], {})
 

@@ -139,7 +139,8 @@ class Recursion:
     def _evaluate_known(self, node: Known, side: int) -> jax.Array:
         match node:
             case Input():
-                return self.examples[side]
+                # The program was traced on tokens of this type, which its comparisons expect.
+                return self.examples[side].astype(jnp.int32) if self.graph.integers else self.examples[side]
             case Constant(value=value):
                 floating = jnp.issubdtype(value.dtype, jnp.floating)
                 return jnp.asarray(value, self.dtype if floating else None)

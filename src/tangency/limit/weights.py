@@ -21,7 +21,7 @@ def weights(
     if not tangent:
         moment = summed(recursion, False, a, b)
         return None if moment is None else moment.times(weight.variance * scale)
-    rate, parts = recursion.size(weight, True), []
+    rate, parts = 0.0 if a[0].stopped or b[0].stopped else recursion.size(weight, True), []
     if rate:
         if weight.variance:
             moment = recursion.query("K", a, b)

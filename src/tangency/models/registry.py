@@ -93,6 +93,26 @@ def make(spec: str, in_size: int, out_size: int) -> MakeModel:
     return _UserFunction(spec, functools.partial(function, **{k: v for k, v in sizes.items() if k in accepted}))
 
 
+def make_of_width(spec: str, in_size: int, out_size: int) -> Callable[[int], MakeModel]:
+    """The function `width -> (key -> equinox.Module)` that a spec without a width names.
+
+    The function of `module:function` must have the keyword `width`. Raises `InputError`, here or when called.
+    """
+    name, options = parse_spec(spec)
+    if is_user_function(spec):
+        function = _import_function(spec)
+        if "width" not in inspect.signature(function).parameters:
+            raise InputError(f"model {spec}: the function needs a keyword 'width', to be made at several widths")
+        made = make(spec, in_size, out_size)
+        return lambda width: _UserFunction(spec, functools.partial(made.function, width=width))
+    if "width" not in REGISTRY[name].options:
+        raise InputError(f"model {name} has no width; use mlp, resmlp, or module:function with a keyword 'width'")
+    if "width" in options:
+        raise InputError(f"model '{spec}' sets its width, which is varied here; leave width= out")
+    start = f"{spec}," if options else f"{name}:"
+    return lambda width: make(f"{start}width={width}", in_size, out_size)
+
+
 @dataclass(frozen=True)
 class _MakeModel:
     """A function `key -> equinox.Module` that is called what the user called it."""

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a fitted kernel; every figure's numbers can be had without drawing."""
+"""Self-contained HTML pages about a fitted kernel or a verification; each figure's numbers can be had undrawn."""
 
 from .kernel_matrix import KernelMatrixDisplay as KernelMatrixDisplay
 from .kernel_matrix import sorted_rows as sorted_rows
@@ -12,3 +12,11 @@ from .page import render as render
 from .spectrum import SpectrumDisplay as SpectrumDisplay
 from .svg import figure_of as figure_of
 from .svg import inline_svg as inline_svg
+from .verification import GapDisplay as GapDisplay
+from .verification import KernelDriftDisplay as KernelDriftDisplay
+from .verification import OutputsDisplay as OutputsDisplay
+from .verification import TrainingErrorDisplay as TrainingErrorDisplay
+from .verification import WidthScalingDisplay as WidthScalingDisplay
+from .verification_page import percent as percent
+from .verification_page import verification_html as verification_html
+from .verification_page import versions as versions

@@ -30,13 +30,18 @@ class Report:
     facts: Sequence[tuple[str, str]]
     metric_names: Sequence[str]
     metric_rows: Sequence[tuple[str, Sequence[str]]]
-    """(model, values); the first row is the infinite network."""
+    """(model, values); `marked_row` is the infinite network."""
     figures: Sequence[FigureCard]
     graph: str
     recursion: str
     latex: str
     notes: Sequence[str] = ()
     footer: str = ""
+    table_title: str = "Test part"
+    table_caption: str = ""
+    row_title: str = "model"
+    marked_row: int = 0
+    verdict: Sequence[str] = ()
 
 
 def render(report: Report) -> str:

@@ -11,6 +11,8 @@ MUTED = "#8a90a0"
 
 BLUE = "#3b6fd4"
 ORANGE = "#e07b39"
+GREEN = "#2f9e6e"
+PURPLE = "#9b5fc0"
 SEQUENTIAL = "magma"
 COUNTS = "Blues"
 

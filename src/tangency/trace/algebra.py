@@ -17,7 +17,19 @@ from ..errors import UnsupportedModelError
 from ..graph.elementwise import IDENTITY, Elementwise
 from ..graph.elementwise import apply as compose_program
 from ..graph.known import ONE, ZERO, Constant, Known, Operation, is_number
-from ..graph.signal import Factor, JointLeaf, Leaf, Segment, SumLeaf, Term, is_degenerate, of_leaf
+from ..graph.signal import (
+    Factor,
+    JointLeaf,
+    Leaf,
+    LinearLeaf,
+    ParameterLeaf,
+    Segment,
+    SumLeaf,
+    Term,
+    ViewLeaf,
+    is_degenerate,
+    of_leaf,
+)
 from . import known as kn
 
 
@@ -92,6 +104,11 @@ class Algebra:
             if isinstance(operand, Segment) and operation.name not in _FLAT and (operation.name, index) != _CONDITION:
                 terms += self._first_order(operation, index, operand, values, operands, place, source)
         return self.normal(like, terms, source)
+
+    def one_gaussian(self, operands: Sequence[Segment | Known]) -> bool:
+        """Whether a nonlinear function of these is one of a single Gaussian, and no product would be simpler."""
+        places = _places(operands)
+        return len(places) < 2 and all(leaf.gaussian for leaf, _ in places)
 
     def _first_order(
         self,
@@ -292,6 +309,11 @@ def _common_place(operation: Operation, places: Sequence[Place], source: str | N
         )
     place = next(iter(places), None)
     if place is not None and not place[0].gaussian:
+        names = _only_parameters(place[0])
+        if names:
+            raise UnsupportedModelError(
+                f"'{operation.name}'", reason=made_from_parameters(names), advice=MADE_ADVICE, source=source
+            )
         raise UnsupportedModelError(
             f"'{operation.name}'",
             reason="it is a nonlinear function of a linear map of activations (a pooled or depthwise signal), which is "
@@ -301,6 +323,35 @@ def _common_place(operation: Operation, places: Sequence[Place], source: str | N
             source=source,
         )
     return place
+
+
+MADE_ADVICE = (
+    "Apply each weight to the signal as it is stored, and mask, scale or add up the results; a normalised weight is, "
+    "in the limit, a Gaussian one of the same scale, so leave the normalisation out and put its trainable scale on the "
+    "result, g * (w @ x)"
+)
+
+
+def made_from_parameters(names: str) -> str:
+    """Why a weight that the forward pass computes from others is refused."""
+    return (
+        f"it uses a weight that the forward pass computes from {names} (normalised, standardised, masked, or added "
+        "up); only scalings of a stored weight have a rule"
+    )
+
+
+def _only_parameters(leaf: Leaf) -> str:
+    """The names of the parameters that a leaf is made from, if there is nothing else in it; else empty."""
+    stack, names = [leaf], set[str]()
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ParameterLeaf):
+            names.add(node.parameter.name)
+        elif isinstance(node, LinearLeaf | SumLeaf | ViewLeaf | JointLeaf):
+            stack += [*node.bases, *(inner for s in node.inputs for term in s.terms for inner in term.leaves)]
+        else:
+            return ""
+    return ", ".join(sorted(names))
 
 
 def _over_positions(value: Known, operation: Operation, source: str | None) -> Known:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,9 @@ from ..graph.known import Constant, Known, is_number
 from ..graph.layout import Atom, Axis, Layout, Repeat, Space, Width, refine
 from ..graph.signal import Factor, ParameterLeaf, Segment, Signal, Term
 from . import known as kn
-from .constancy import constant_axes, without
+from .constancy import constant_axes, parts_kept, without
 from .interpreter import Equation, Interpreter
+from .joint import stopped_segment
 from .shaping import Shaper
 from .values import ParameterView, Value
 
@@ -66,6 +68,7 @@ def align(interpreter: Interpreter, equation: Equation, operands: Sequence[Value
     values = _spread_conflicts(shaper, values, pieces)
     layout = _common_layout(equation, values, pieces)
     one_unit = layout.width == 1 and any(_has_units(value) for value in values)
+    check_parts(equation, values, layout.width)
     shared = (interpreter, equation, shaper, layout, pieces, one_unit)
     return Aligned(layout, tuple(_operand(value, *shared) for value in values))
 
@@ -110,6 +113,11 @@ def _common_layout(equation: Equation, values: Sequence[Value], pieces: Sequence
     for signal in signals:
         atoms = [_atom(signal, axis, place) for axis, place in order]
         if any(not isinstance(atom, Width) for atom in atoms) and not all(s.is_known for s in signal.segments):
+            if signal.layout.width > 1:
+                raise equation.refuse(
+                    "it multiplies or adds every feature of one signal and every feature of another",
+                    "Contract one of the two first, as in (q kᵀ / d) v instead of q (kᵀ v)",
+                )
             raise repeated(equation)
         indices = [atom.index for atom in atoms if isinstance(atom, Width)]
         orders.append(sorted(range(len(indices)), key=lambda k, indices=indices: indices[k]))
@@ -154,6 +162,20 @@ def repeated(equation: Equation, name: str | None = None) -> UnsupportedModelErr
         f"{what} is shared by all units along the width, so its tangent stays random however wide the layer",
         "Use one parameter per unit, or freeze it with trainable=",
     )
+
+
+def check_parts(equation: Equation, values: Sequence[Value], width: int | None = None) -> None:
+    """An average over the units inside each part of a width is the same for all parts: no feature that differs.
+
+    Raises:
+        UnsupportedModelError: a weight reads such averages, or they meet signals of as many units (`width`).
+    """
+    found = frozenset().union(*(parts_kept(value) for value in values if isinstance(value, Known)))
+    if found if width is None else width in found:
+        raise equation.refuse(
+            "it uses averages over a few units each as features, and these would become equal with many units",
+            "Use a weight instead of the average, or average over another axis",
+        )
 
 
 def _has_units(value: Value) -> bool:
@@ -236,7 +258,7 @@ def _parameter_segment(
     if not view.own_axes and prod(layout.shape) != 1 and not one_unit:
         raise repeated(equation, view.parameter.name)
     positions: list[Space] = []
-    tags: list[tuple[int, ...]] = []
+    tags: list[tuple[Any, ...]] = []
     for axis, row in enumerate(layout.axes):
         own = axis in view.own_axes
         for atom in row:
@@ -244,7 +266,7 @@ def _parameter_segment(
                 raise repeated(equation, view.parameter.name)
             if isinstance(atom, Space) and own:
                 positions.append(atom)
-                tags.append((*sorted(view.axes[axis]), len(row)))
+                tags.append((*sorted(view.axes[axis], key=repr), len(row)))
     interpreter.claim(view.parameter, ("entries", *tags), equation.source)
     leaf = interpreter.interned(
         ParameterLeaf(view.parameter, view.scale, tuple(atom.length for atom in positions), source=equation.source)
@@ -253,7 +275,8 @@ def _parameter_segment(
     mean = coefficient(kn.constant(view.mean), layout, pieces)
     if not is_number(mean, 0.0):
         terms.append(Term(mean))
-    return Segment(layout.width, tuple(terms), layout.space)
+    segment = Segment(layout.width, tuple(terms), layout.space)
+    return stopped_segment(segment, interpreter) if view.stopped else segment
 
 
 def known_segment(value: Known, size: int, space: tuple[int, ...]) -> Segment:

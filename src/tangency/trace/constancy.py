@@ -9,29 +9,37 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import TypeVar
 
 import numpy as np
 
-from ..graph.known import ELEMENTWISE, Apply, Constant, Known
+from ..graph.known import ELEMENTWISE, Apply, Constant, Known, WidthSum
 from ..graph.layout import prefix_products
 from . import known as kn
 
-_found: weakref.WeakKeyDictionary[Known, frozenset[int]] = weakref.WeakKeyDictionary()
+T = TypeVar("T")
+
+_constant: weakref.WeakKeyDictionary[Known, frozenset[int]] = weakref.WeakKeyDictionary()
+_parts: weakref.WeakKeyDictionary[Known, frozenset[int]] = weakref.WeakKeyDictionary()
+
+
+def _found(known: Known, results: weakref.WeakKeyDictionary[Known, T], rule: Callable[[Known], T]) -> T:
+    """The result of a rule that needs those of a value's arguments, however long the chain of them."""
+    stack = [known]
+    while known not in results:
+        node = stack[-1]
+        missing = [a for a in getattr(node, "arguments", ()) if a not in results] if node not in results else []
+        if missing:
+            stack.extend(missing)
+        else:
+            results.setdefault(node, rule(node))
+            stack.pop()
+    return results[known]
 
 
 def constant_axes(known: Known) -> frozenset[int]:
     """The axes along which all entries are equal; those of length one are among them."""
-    if known not in _found:
-        stack = [known]
-        while stack:
-            node = stack[-1]
-            pending = [a for a in getattr(node, "arguments", ()) if a not in _found] if node not in _found else []
-            if pending:
-                stack.extend(pending)
-            else:
-                _found.setdefault(node, _constant_axes(node))
-                stack.pop()
-    return _found[known]
+    return _found(known, _constant, _constant_axes)
 
 
 def without(known: Known, axes: Sequence[int]) -> Known:
@@ -55,6 +63,20 @@ def _cut_to_one(known: Known, axis: int) -> Known:
         arguments = [_cut_to_one(a, axis) if a.shape else a for a in known.arguments]
         return kn.apply(known.operation, arguments, tuple(1 if i == axis else n for i, n in enumerate(known.shape)))
     return kn.cut(known, axis, 0, 1)
+
+
+def parts_kept(known: Known) -> frozenset[int]:
+    """How many parts of a width were kept by each average over the units inside of them that a Known array uses."""
+    return _found(known, _parts, _parts_kept)
+
+
+def _parts_kept(known: Known) -> frozenset[int]:
+    found = frozenset[int]().union(*(_parts[argument] for argument in getattr(known, "arguments", ())))
+    if isinstance(known, WidthSum) and known.share < 1.0:
+        found |= {round(1.0 / known.share)}
+    if known.pending is not None and known.pending.parts > 1:
+        found |= {known.pending.parts}
+    return found
 
 
 def _constant_axes(known: Known) -> frozenset[int]:

@@ -11,16 +11,22 @@ import numpy as np
 from ..graph.known import Constant, Known, is_number
 from ..graph.layout import Axis, Layout, Repeat, Space, Width
 from ..graph.signal import (
+    CopiesLeaf,
     EmbeddingLeaf,
+    LinearLeaf,
+    ParameterLeaf,
     Segment,
     Signal,
+    SumLeaf,
+    ViewLeaf,
     WeightLeaf,
     is_degenerate,
     of_leaf,
 )
 from ..graph.space import Window
 from . import known as kn
-from .align import align, as_signal
+from .algebra import MADE_ADVICE, made_from_parameters
+from .align import align, as_signal, check_parts
 from .interpreter import Equation, Interpreter, rule, width_leaves
 from .linear import known_product, summed
 from .rules import all_known, default
@@ -33,12 +39,14 @@ def contract(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     """A weight with a signal, a Known array with a signal, or two signals."""
     if all_known(equation):
         return default(interpreter, equation)
+    equation = _vector_as_signal(interpreter, equation)
     left, right = equation.operands
     if isinstance(left, ParameterView) and isinstance(right, ParameterView):
         raise equation.refuse(
             "it multiplies two parameters",
             "Apply one weight after the other to the signal",
         )
+    _check_made_weights(equation)
     if isinstance(left, ParameterView) or isinstance(right, ParameterView):
         return [_weight(interpreter, equation)]
     if isinstance(left, Signal) and isinstance(right, Signal):
@@ -46,6 +54,34 @@ def contract(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     matrix, signal = (left, right) if isinstance(left, Known) else (right, left)
     assert isinstance(matrix, Known) and isinstance(signal, Signal)
     return [known_product(interpreter, equation, matrix, signal, matrix is left)]
+
+
+def _vector_as_signal(interpreter: Interpreter, equation: Equation) -> Equation:
+    """Of two parameters, one that is contracted as a whole is what the other acts on: a learned state or token."""
+    views = [operand for operand in equation.operands if isinstance(operand, ParameterView)]
+    if len(views) < 2 or len(views[0].own_axes) == len(views[1].own_axes):
+        return equation
+    contracting, _ = equation.parameters["dimension_numbers"]
+    operands: list[Value] = list(equation.operands)
+    for side, view in enumerate(views):
+        if set(view.own_axes) <= set(contracting[side]) and len(view.own_axes) < len(views[1 - side].own_axes):
+            operands[side] = as_signal(interpreter, equation, view)
+    return replace(equation, operands=tuple(operands))
+
+
+def _check_made_weights(equation: Equation) -> None:
+    """A matrix computed from parameters alone, such as a masked or a normalised weight, is no weight."""
+    contracting, batch = equation.parameters["dimension_numbers"]
+    for side, operand in enumerate(equation.operands):
+        if not isinstance(operand, Signal) or isinstance(equation.operands[1 - side], Known):
+            continue
+        free = [a for a in range(len(operand.shape)) if a not in (*contracting[side], *batch[side])]
+        if not any(operand.shape[a] != 1 and operand.layout.axes[a] for a in free):
+            continue
+        leaves = frozenset().union(*map(width_leaves, operand.segments))
+        if leaves and all(isinstance(leaf, ParameterLeaf | LinearLeaf | SumLeaf | ViewLeaf) for leaf in leaves):
+            names = ", ".join(sorted({root.name for leaf in leaves for root in leaf.roots}))
+            raise equation.refuse(made_from_parameters(names), MADE_ADVICE)
 
 
 @dataclass
@@ -99,6 +135,7 @@ class _Contraction:
                 tuple(sorted(self.unshared)),
                 tuple(sorted(self.windows, key=lambda pair: pair[0])),
                 groups,
+                view.stopped,
                 source=equation.source,
             )
         )
@@ -109,6 +146,11 @@ def _check_bottleneck(equation: Equation, view: ParameterView, signal: Signal) -
     if signal.layout.width > 1:
         return
     leaves = frozenset().union(*map(width_leaves, signal.segments))
+    if any(isinstance(leaf, CopiesLeaf) for leaf in leaves):
+        raise equation.refuse(
+            f"the weight {view.parameter.name} mixes positions and keeps the features apart, as in an MLP-mixer",
+            "Contract the features too, or mix positions by a fixed matrix or by attention",
+        )
     if any(isinstance(leaf, WeightLeaf | EmbeddingLeaf) for leaf in leaves if not is_degenerate(leaf)):
         raise equation.refuse(
             f"the weight {view.parameter.name} reads a layer of one unit, which stays random however wide the others",
@@ -123,6 +165,7 @@ def _weight(interpreter: Interpreter, equation: Equation) -> Value:
     assert isinstance(view, ParameterView)
     if isinstance(other, Constant) and is_number(other, 0.0):
         return kn.constant(np.zeros(equation.shape))
+    check_parts(equation, (other,))
     contracting, batch = equation.parameters["dimension_numbers"]
     mine, theirs = contracting if view_is_left else contracting[::-1]
     my_batch, their_batch = batch if view_is_left else batch[::-1]
@@ -175,7 +218,7 @@ def _check_weight(equation: Equation, view: ParameterView, axes: Sequence[int]) 
             "then grows with it",
             "Initialise the weight with mean zero",
         )
-    if view.parameter.learning_rate is None:
+    if view.parameter.learning_rate is None and not view.stopped:
         raise equation.refuse(
             f"the weight {view.parameter.name} starts at exactly zero, so its learning rate has no natural scale",
             "Give one with learning_rate=",
@@ -226,6 +269,7 @@ def convolve(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
         raise equation.refuse(
             "it convolves a random signal with a fixed or random filter", "Pool instead, or train the filter"
         )
+    check_parts(equation, (other,))
     if p["batch_group_count"] != 1:
         raise equation.refuse("it convolves groups of the batch", "Call the model on one example at a time")
     numbers, groups = p["dimension_numbers"], p["feature_group_count"]
@@ -240,8 +284,8 @@ def convolve(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     if groups > 1:
         lengths = [n for n in (groups, work.signal.shape[feature] // groups) if n != 1]
         work.spread(feature, (Repeat,))
-        if len(work.atoms(feature)) != 1:
-            raise equation.refuse("its groups cut across features that were reshaped", "Use one group")
+        if len(work.atoms(feature)) != 1 and [atom.length for atom in work.atoms(feature)] != lengths:
+            raise equation.refuse("its groups are not those that its input is made of", "Use one group")
         work.signal = shaper.split_axis(work.signal, feature, lengths)
         first = work.atoms(feature)[0]
         if isinstance(first, Space):

@@ -118,14 +118,20 @@ class Interpreter:
         equations = _live(jaxpr.jaxpr)
         together = rerolled(jaxpr, equations)
         if together is not None:
-            before = dict(self.roles), len(self.averaged)
-            try:
-                return self._walk(together, _live(together.jaxpr), arguments, source)
-            except UnsupportedModelError:
-                # What cannot be seen as a recurrence is followed step by step.
-                self.roles = before[0]
-                del self.averaged[before[1] :]
+            found = self.attempt(lambda: self._walk(together, _live(together.jaxpr), arguments, source))
+            if found is not None:
+                return found
         return self._walk(jaxpr, equations, arguments, source)
+
+    def attempt(self, run: Callable[[], list[Value]]) -> list[Value] | None:
+        """Steps seen all at once; None, and no trace left, where they must be followed one by one."""
+        before = dict(self.roles), len(self.averaged)
+        try:
+            return run()
+        except UnsupportedModelError:
+            self.roles = before[0]
+            del self.averaged[before[1] :]
+            return None
 
     def _walk(
         self,

@@ -248,10 +248,12 @@ def total(a: Known, axes: Sequence[int]) -> Known:
     return apply(operation, (a,), tuple(n for axis, n in enumerate(a.shape) if axis not in axes))
 
 
+AS_NUMBER = operation_of("convert_element_type", new_dtype=np.dtype(np.float64), weak_type=False, sharding=None)
+
+
 def as_number(mask: Known) -> Known:
     """A boolean as 0 or 1."""
-    operation = operation_of("convert_element_type", new_dtype=np.dtype(np.float64), weak_type=False, sharding=None)
-    return apply(operation, (mask,), mask.shape)
+    return apply(AS_NUMBER, (mask,), mask.shape)
 
 
 class Take:

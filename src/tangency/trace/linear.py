@@ -18,9 +18,22 @@ import numpy as np
 
 from ..graph.known import Constant, Known, PendingWidth, WidthSum
 from ..graph.layout import Axis, Layout, Space, Width
-from ..graph.signal import EmbeddingLeaf, LinearLeaf, Segment, Signal, Term, WeightLeaf, of_leaf
+from ..graph.signal import (
+    CarryLeaf,
+    EmbeddingLeaf,
+    Leaf,
+    LinearLeaf,
+    ParameterLeaf,
+    Segment,
+    Signal,
+    Term,
+    ViewLeaf,
+    WeightLeaf,
+    of_leaf,
+)
 from ..graph.space import Window, slide
 from . import known as kn
+from .algebra import MADE_ADVICE, made_from_parameters
 from .align import as_signal
 from .constancy import constant_axes
 from .interpreter import Equation, Interpreter, rule, width_leaves
@@ -164,16 +177,14 @@ def total(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     if isinstance(operand, Known):
         return default(interpreter, equation)
     if isinstance(operand, ParameterView):
-        raise equation.refuse(
-            "it sums the entries of a parameter (as weight normalisation and weight standardisation do)",
-            "Use the parameter entry by entry, or as a weight",
-        )
+        raise equation.refuse(made_from_parameters(operand.parameter.name), MADE_ADVICE)
     assert isinstance(operand, Signal)
     return [summed(interpreter, equation, operand, tuple(equation.parameters["axes"]))]
 
 
 def summed(interpreter: Interpreter, equation: Equation, signal: Signal, axes: tuple[int, ...]) -> Value:
     """The sum over some array axes, which go."""
+    signal = _members_as_positions(interpreter, equation, signal, axes)
     rows = signal.layout.axes
     if any(isinstance(atom, Width) for axis in axes for atom in rows[axis]):
         known = width_sum(interpreter, equation, signal, axes)
@@ -186,12 +197,33 @@ def summed(interpreter: Interpreter, equation: Equation, signal: Signal, axes: t
     return replace(signal, layout=Layout(kept))
 
 
+def _members_as_positions(
+    interpreter: Interpreter, equation: Equation, signal: Signal, axes: tuple[int, ...]
+) -> Signal:
+    """Parts of the width that are summed over while parts inside of them are kept: members of an ensemble, say.
+
+    What is kept then grows, and their number does not.
+    """
+    while True:
+        atoms = [(axis, place, a) for axis, row in enumerate(signal.layout.axes) for place, a in enumerate(row)]
+        kept = [a.index for axis, _, a in atoms if isinstance(a, Width) and axis not in axes]
+        outer = [(i, p) for i, p, a in atoms if isinstance(a, Width) and i in axes and a.index < max(kept, default=-1)]
+        if not outer:
+            return signal
+        signal = Shaper(interpreter, equation.source).spread(signal, *outer[0])
+
+
 def width_sum(interpreter: Interpreter, equation: Equation, signal: Signal, axes: Sequence[int]) -> Known:
     """Σ_c E[s_c] over the parts of the width on `axes`, each of which has length one in the result."""
     reduced = {atom for axis in axes for atom in signal.layout.axes[axis] if isinstance(atom, Width)}
     units = prod(atom.length for atom in reduced)
     segments = signal.segments
     leaves = frozenset().union(*(width_leaves(segment) for segment in segments))
+    if any(isinstance(leaf, CarryLeaf) for leaf in leaves):
+        raise equation.refuse(
+            "it averages the state of a recurrence over its units, which has no rule",
+            "Normalise what goes into the state instead of the state",
+        )
     random = any(term.random for segment in segments for term in segment.terms)
     if random and not any(isinstance(leaf, WeightLeaf | EmbeddingLeaf) for leaf in leaves):
         raise equation.refuse(
@@ -207,7 +239,7 @@ def width_sum(interpreter: Interpreter, equation: Equation, signal: Signal, axes
     interpreter.averaged.append((leaves, equation))
     kept = [replace(s, terms=tuple(t for t in s.terms if not _has_zero_mean(t))) for s in segments]
     kept = [segment for segment in kept if segment.terms]
-    pending = PendingWidth(units, Fraction(1), zero_mean=not kept)
+    pending = PendingWidth(units, Fraction(1), zero_mean=not kept, parts=signal.layout.width // units)
     share = units / signal.layout.width
     value: Known = WidthSum(signal.layout.space, segments=tuple(kept), share=share, pending=pending)
     return _as_array(value, signal.layout, reduced)
@@ -224,12 +256,25 @@ def _as_array(value: Known, layout: Layout, gone: set[Width]) -> Known:
 
 
 def _has_zero_mean(term: Term) -> bool:
-    """Whether some factor is a bare leaf that no other factor is correlated with."""
+    """Whether some factor is a bare leaf of mean zero that no other factor is correlated with."""
     for factor in term.factors:
         others = [other.leaf for other in term.factors if other is not factor]
-        if factor.function.is_identity and all(factor.leaf.roots.isdisjoint(leaf.roots) for leaf in others):
+        apart = all(factor.leaf.roots.isdisjoint(leaf.roots) for leaf in others)
+        if factor.function.is_identity and apart and _is_centred(factor.leaf):
             return True
     return False
+
+
+def _is_centred(leaf: Leaf) -> bool:
+    """Whether a leaf has mean zero: a linear map of activations has not, unless they have."""
+    match leaf:
+        case LinearLeaf():
+            return all(_has_zero_mean(term) for term in leaf.segment.terms)
+        case ViewLeaf():
+            return _is_centred(leaf.leaf)
+        case ParameterLeaf() | WeightLeaf():
+            return True
+    return leaf.gaussian
 
 
 def _over_positions(interpreter: Interpreter, equation: Equation, signal: Signal, axis: int) -> Signal:

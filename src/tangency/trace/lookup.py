@@ -13,6 +13,7 @@ from ..graph.layout import Axis, Layout, Space, Width
 from ..graph.signal import EmbeddingLeaf, Segment, Signal, Term, of_leaf
 from . import known as kn
 from .interpreter import Equation, Interpreter, rule
+from .joint import stopped_segment
 from .rules import all_known, default
 from .shaping import Shaper
 from .structure import piece, reshaped, taken
@@ -92,7 +93,8 @@ def embedded(interpreter: Interpreter, equation: Equation, view: ParameterView, 
     terms = [of_leaf(leaf)]
     if means[0] != 0:
         terms.append(Term(kn.constant(float(means[0]))))
-    signal = Signal(layout, (Segment(layout.width, tuple(terms), layout.space),))
+    segment = Segment(layout.width, tuple(terms), layout.space)
+    signal = Signal(layout, (stopped_segment(segment, interpreter) if view.stopped else segment,))
     return Shaper(interpreter, equation.source).tidy(signal)
 
 

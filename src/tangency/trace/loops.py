@@ -19,6 +19,7 @@ from ..graph.known import Constant, Known, is_number
 from ..graph.layout import Axis, Layout, Space, Width
 from ..graph.signal import CarryLeaf, Loop, ParameterStatistics, Segment, Signal, of_leaf
 from . import known as kn
+from .align import align, known_segment
 from .interpreter import Equation, Interpreter, rule, width_leaves
 from .structure import expanded, joined, reshaped, taken
 from .values import ParameterView, Value
@@ -69,11 +70,17 @@ def steps(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
 
 
 def _at_once(interpreter: Interpreter, equation: Equation, loop: _Scan) -> list[Value] | None:
-    """All steps at once; None if the loop is no recurrence of one layer's features that starts from zero."""
+    """All steps at once: independent ones (`lax.map`), or a recurrence of one layer's features that starts from zero;
+    None for any other loop."""
     passed = loop.passed_on()
     moving = [k for k, same in enumerate(passed) if not same]
-    if not moving or any(isinstance(x, ParameterView) for x in loop.inputs):
+    if any(isinstance(x, ParameterView) for x in loop.inputs):
         return None
+    if not moving:
+        program = _over_time(loop, passed)
+        values = [*loop.constants, *loop.carry, *loop.inputs]
+        found = interpreter.attempt(lambda: interpreter.run(program, values, equation.source))
+        return None if found is None else [*loop.carry, *found[len(loop.carry) :]]
     starts = [loop.carry[k] for k in moving]
     if not all(isinstance(s, Constant) and is_number(s, 0.0) for s in starts):
         return None
@@ -189,7 +196,7 @@ def _reversed(interpreter: Interpreter, equation: Equation, value: Value) -> Val
 
 @rule("cond")
 def branch(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
-    """A branch that constants choose; each example's own choice only between Known values."""
+    """A branch that constants choose, or that each example chooses: then the branches' results times 0 or 1."""
     which, *operands = equation.operands
     branches = equation.parameters["branches"]
     if isinstance(which, Constant):
@@ -197,6 +204,29 @@ def branch(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
         return interpreter.run(chosen, operands, equation.source)
     if not isinstance(which, Known):
         raise equation.refuse("its branch is chosen by a random signal", "Use jnp.where on the values")
-    raise equation.refuse(
-        "its branch is chosen by the input, example by example", "Use jnp.where, which computes both branches"
-    )
+    last = len(branches) - 1
+    places = kn.apply(kn.operation_of("clamp"), [kn.constant(np.int32(0)), which, kn.constant(np.int32(last))], ())
+    chosen = [
+        kn.as_number(kn.apply(kn.operation_of("eq"), [places, kn.constant(np.int32(i))], ())) for i in range(last + 1)
+    ]
+    results = [interpreter.run(branch, operands, equation.source) for branch in branches]
+    return [_weighted(interpreter, equation, values, chosen) for values in zip(*results, strict=True)]
+
+
+def _weighted(interpreter: Interpreter, equation: Equation, values: Sequence[Value], weights: Sequence[Known]) -> Value:
+    """Σ weights[i] · values[i], one of the weights 1 and the others 0."""
+    known = [value for value in values if isinstance(value, Known)]
+    if len(known) == len(values):
+        total = kn.constant(0.0)
+        for value, weight in zip(known, weights, strict=True):
+            total = kn.add(total, kn.multiply(weight, value))
+        return total
+    shape = values[0].shape  # pyright: ignore[reportAttributeAccessIssue]
+    aligned = align(interpreter, equation, values, shape)
+    segments = []
+    for column in aligned.columns(interpreter, equation):
+        like = next(part for part in column if isinstance(part, Segment))
+        parts = [p if isinstance(p, Segment) else known_segment(p, like.size, like.space) for p in column]
+        scaled = [interpreter.algebra.scale(p, w, equation.source) for p, w in zip(parts, weights, strict=True)]
+        segments.append(interpreter.algebra.add(scaled, equation.source))
+    return Signal(aligned.layout, tuple(segments))

@@ -68,6 +68,8 @@ def select(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     which, *cases = equation.operands
     if isinstance(which, ParameterView) and which.parameter.noise and len(cases) == 2:
         return _dropped(interpreter, equation, which, cases)
+    if isinstance(which, Signal) and len(cases) == 2 and interpreter.algebra.joint is None:
+        return _gated(interpreter, equation)
     if not isinstance(which, Known) or all_known(equation) or len(cases) != 2:
         return nonlinear(interpreter, equation)
     mask = kn.as_number(which)
@@ -85,6 +87,28 @@ def select(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
         return algebra.add(parts, source)
 
     return elementwise(interpreter, replace(equation, operands=(*cases, opposite, mask)), act)
+
+
+def _gated(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
+    """A choice by other Gaussians than those of the cases: products with 0 or 1, through which no gradient goes."""
+    algebra, source = interpreter.algebra, equation.source
+
+    def act(operands: Sequence[Segment | Known]) -> Segment:
+        which, *cases = operands
+        if not isinstance(which, Segment) or algebra.one_gaussian(operands):
+            return algebra.compose(operation_of(equation), operands, source)
+        second = algebra.compose(kn.AS_NUMBER, [which], source)
+        minus = algebra.scale(second, kn.constant(-1.0), source)
+        first = algebra.add((known_segment(kn.constant(1.0), which.size, which.space), minus), source)
+        parts = []
+        for case, weight in zip(cases, (first, second), strict=True):
+            if isinstance(case, Segment):
+                parts.append(algebra.multiply(case, weight, source))
+            else:
+                parts.append(algebra.scale(weight, _finite(case), source))
+        return algebra.add(parts, source)
+
+    return elementwise(interpreter, equation, act)
 
 
 def _dropped(
@@ -212,5 +236,7 @@ def stopped(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     (operand,) = equation.operands
     if isinstance(operand, Known):
         return [operand]
+    if isinstance(operand, ParameterView):
+        return [replace(operand, stopped=True)]
     signal = as_signal(interpreter, equation, operand)
     return [Signal(signal.layout, tuple(stopped_segment(s, interpreter) for s in signal.segments))]

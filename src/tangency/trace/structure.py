@@ -147,13 +147,13 @@ def piece(
         return replace(view, shape=shape, mean=mean)
     (parameter_axis, *others) = own
     whole = view.parameter
-    if others or whole.shape[parameter_axis] != view.shape[axis]:
+    if others or not isinstance(parameter_axis, int) or whole.shape[parameter_axis] != view.shape[axis]:
         raise equation.refuse(
             f"it cuts the parameter {whole.name} across the axes it is stored in", "Store the pieces separately"
         )
     part = interpreter.piece(whole, parameter_axis, start, stop, view.shape[axis])
     axes = tuple(frozenset[int]() if n == 1 else a for a, n in zip(view.axes, shape, strict=True))
-    return ParameterView(part, shape, axes, mean, view.scale)
+    return replace(view, parameter=part, shape=shape, axes=axes, mean=mean)
 
 
 def _width_piece(

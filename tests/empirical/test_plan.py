@@ -1,0 +1,125 @@
+"""The blocks and the algorithm that are chosen, and that they change nothing but time and memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tangency as tg
+from tangency.empirical import contraction
+from tangency.empirical.einsum import einsum
+from tangency.errors import MemoryLimitError
+from tests.oracles.jacobian import ntk
+
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def close(found, expected, tolerance=1e-10):
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+
+
+def convolutional(p, x):
+    x = jnp.tanh(jax.lax.conv_general_dilated(x[None], p["w"], (1, 1), "SAME")[0] + p["b"][:, None, None])
+    return p["v"] @ x.mean((1, 2))
+
+
+@pytest.fixture
+def parameters(rng):
+    shapes = {"w": (7, 2, 3, 3), "b": (7,), "v": (6, 7)}
+    return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(9, 2, 5, 4))
+
+
+@pytest.mark.parametrize(
+    "letters", ["noj,moj->nm", "nbis,nobjs->nobji", "nbsi,mbti->bnsmt", "nop,mop->nmo", "ab,ab->", "nbj,mbj->nbm"]
+)
+@pytest.mark.parametrize("ones", [(), ("b",), ("s", "i")])
+def test_products_of_two_arrays(letters, ones, rng):
+    """Against NumPy's own, with and without axes of length 1."""
+    lengths = {letter: 1 if letter in ones else 2 + k for k, letter in enumerate("abijmnopst")}
+    inputs = letters.split("->")[0].split(",")
+    arrays = [rng.normal(size=[lengths[letter] for letter in own]) for own in inputs]
+    close(np.asarray(einsum(letters, *map(jnp.asarray, arrays))), np.einsum(letters, *arrays), 1e-13)
+
+
+@pytest.mark.parametrize("outputs", ["mean", "diagonal", "full"])
+def test_little_memory_changes_nothing(outputs, parameters, x):
+    whole = tg.empirical(convolutional, parameters, outputs=outputs)
+    expected = whole(x)
+    tight = tg.empirical(convolutional, parameters, outputs=outputs, memory=150_000)
+    close(tight(x), expected, 1e-12)
+    close(tight(x, x[:4]), expected[:, :4], 1e-12)
+    assert "9 × 9 examples and 6 of" in str(whole) and "9 × 9 examples and 6 of" not in str(tight)
+
+
+def test_gradients_formed_a_few_entries_at_a_time(parameters, x, monkeypatch):
+    expected = ntk(convolutional, parameters, x, x)
+    monkeypatch.setattr(contraction, "CACHED", 9 * 6 * 18 * 2)
+    kernel = tg.empirical(convolutional, parameters, outputs="full")
+    close(kernel(x), expected)
+    assert "gradients from signals" in str(kernel)
+
+
+def test_the_compiler_is_asked_what_a_block_takes(parameters, x, monkeypatch):
+    """Where the count is too low, blocks shrink until the compiler's own count fits."""
+    from tangency.empirical import plan
+
+    monkeypatch.setattr(plan, "held", lambda *_: 1.0)
+    monkeypatch.setattr(plan, "numbers_made", lambda _: 1.0)
+    kernel = tg.empirical(convolutional, parameters, memory=100_000)
+    close(kernel(x), tg.empirical(convolutional, parameters)(x), 1e-12)
+    assert "9 × 9 examples and 6 of" not in str(kernel)
+
+
+def test_what_cannot_fit_is_refused_with_the_numbers(parameters, x):
+    with pytest.raises(MemoryLimitError, match=r"9 × 9 examples and 6 outputs needs .* GiB even for one pair"):
+        tg.empirical(convolutional, parameters, memory=2_000)(x)
+
+
+def test_products_are_chosen_where_they_take_far_fewer_multiplications(rng):
+    """A wide weight met at many positions, all pairs of many outputs: forming the gradients is dearer than passes."""
+    w = {"w": jnp.asarray(rng.normal(size=(400, 3))), "v": jnp.asarray(rng.normal(size=(40,)))}
+
+    def function(p, x):
+        return (jnp.tanh(x @ p["w"].T).reshape(-1, 40, 10) * p["v"][None, :, None]).sum((0, 2))
+
+    few, many = rng.normal(size=(1, 1, 3)), rng.normal(size=(2, 30, 3))
+    kernel = tg.empirical(function, w, outputs="full")
+    expected = ntk(function, w, many, many)
+    close(kernel(many), expected)
+    close(tg.empirical(function, w, outputs="full", method="products")(many), expected)
+    kernel(few)
+    assert "uses" in str(kernel) or "use)" in str(kernel)
+
+
+def test_inside_jit_grad_and_vmap(parameters, x):
+    kernel = tg.empirical(convolutional, parameters)
+    expected = kernel(x)
+    close(jax.jit(kernel)(jnp.asarray(x)), expected, 1e-12)
+    close(jax.jit(lambda a, b: kernel(a, b))(x[:2], x), expected[:2], 1e-12)
+    close(jax.vmap(lambda a: kernel(a[None], x[:3])[0])(jnp.asarray(x)), expected[:, :3], 1e-12)
+    close(np.asarray(kernel.diagonal("ntk", x)), np.diag(expected), 1e-12)
+    close(jax.jit(lambda a: kernel.diagonal("ntk", a))(x), np.diag(expected), 1e-12)
+
+    def entry(a):
+        return kernel(a[None], x[1:2])[0, 0]
+
+    step = 1e-5 * np.ones_like(x[0])
+    slope = (entry(x[0] + step) - entry(x[0] - step)) / 2
+    np.testing.assert_allclose((jax.grad(entry)(jnp.asarray(x[0])) * step).sum(), slope, rtol=1e-7)
+
+
+def test_parameters_may_be_traced(parameters, x):
+    expected = tg.empirical(convolutional, parameters)(x)
+    close(jax.jit(lambda p: tg.empirical(convolutional, p)(jnp.asarray(x)))(parameters), expected, 1e-12)
