@@ -83,7 +83,6 @@ def check(make, shape):
 
 
 relu = jax.nn.relu
-FIRST = conv(3, 3, padding=1)
 ARCHITECTURES = {
     "valid, strides, even filters, flatten": (
         (conv(3, (2, 3), padding=[(1, 0), (0, 2)]), jnp.abs, conv(WIDTH, 3, stride=(2, 1), padding=1), relu),
@@ -94,7 +93,14 @@ ARCHITECTURES = {
         *("average", 0),
     ),
     "two pools, one overlapping, dilation, average": (
-        (FIRST, relu, pool((3, 2), (2, 1)), conv(WIDTH, 3, padding=2, dilation=2), relu, pool((2, 3), 1)),
+        (
+            conv(3, 3, padding=2),
+            relu,
+            pool((3, 2), (2, 1)),
+            conv(WIDTH, 3, padding=2, dilation=2),
+            relu,
+            pool((2, 3), 1),
+        ),
         *("average", 0),
     ),
 }
@@ -126,6 +132,33 @@ def test_one_axis_of_positions():
 )
 def test_dense_networks(make):
     check(make, (4,))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_rows_of_a_matrix_product_are_exactly_equal(dtype):
+    x = np.random.default_rng(0).normal(size=(70, 37)).astype(dtype)
+    x[[9, 68, 33]], x[12] = x[2], x[41]
+    kernel = limit(lambda key: models.MLP(37, 1, depth=3, width=WIDTH, key=key), fused=True)
+    diagonal = kernel.diagonal("ntk", x)
+    for theta in (kernel(x), kernel(x, x.copy())):
+        assert np.array_equal(np.diagonal(theta), diagonal)
+        assert {theta[i, j] for i in (2, 9, 33, 68) for j in (2, 9, 33, 68)} == {diagonal[2]}
+        assert theta[41, 12] == theta[12, 41] == diagonal[12]
+
+
+def test_a_weight_without_gradient_in_its_use():
+    class Stopped(eqx.Module):
+        layers: list
+
+        def __init__(self, key):
+            sizes = ((4, WIDTH), (WIDTH, WIDTH), (WIDTH, 1))
+            self.layers = [eqx.nn.Linear(*size, key=k) for size, k in zip(sizes, jax.random.split(key, 3), strict=True)]
+
+        def __call__(self, x, key=None):
+            hidden = jax.lax.stop_gradient(self.layers[1].weight) @ relu(self.layers[0](x))
+            return self.layers[2](relu(hidden))
+
+    check(Stopped, (4,))
 
 
 def test_dense_layers_after_the_average():

@@ -131,7 +131,8 @@ class Lowering:
         k, theta = self._summed(leaf)
         k, theta = (_scaled(part, scale / leaf.groups) for part in (k, theta))
         moment = _scaled(k, weight.variance)
-        tangent = _added(_scaled(k, weight.rate), _scaled(theta, weight.variance))
+        rate = 0.0 if leaf.stopped else weight.rate
+        tangent = _added(_scaled(k, rate), _scaled(theta, weight.variance))
         return moment, tangent
 
     def _summed(self, leaf: WeightLeaf) -> tuple[Linear, Linear]:

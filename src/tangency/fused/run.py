@@ -253,6 +253,7 @@ class FusedKernel:
         """Panel by panel: a matrix product into a buffer that stays in the cache, then all layers in place."""
         lanes, dtype, columns = variant.source.lanes, result.dtype, right.padded.count
         pairs, outputs = inner_fields(variant.source.layout), len(variant.source.outputs)
+        names = equal_examples(left, right)
         spare = np.empty(
             (max(len(pairs), outputs) if len(pairs) == 1 else len(pairs) + outputs) * DENSE_ROWS * columns, dtype
         )
@@ -268,6 +269,9 @@ class FusedKernel:
                 if diagonal:
                     index = np.arange(rows)
                     products[k, index, index + start - skip] = left.inputs[k, start:stop]
+                if names is not None:
+                    equal = names[0][start:stop, None] == names[1][None, skip:]
+                    np.copyto(products[k, :, : right.count - skip], left.inputs[k, start:stop, None], where=equal)
             sides = np.ascontiguousarray(right.right.reshape(-1, columns)[:, skip:]).reshape(-1)
             fixed = (
                 products.reshape(-1),
@@ -350,6 +354,28 @@ def _padded(x: Inputs, lanes: int) -> Inputs:
 
 def _own(x: Inputs, left: int, right: int) -> np.ndarray:
     return np.einsum("npw,npw->n", x.arrays[left], x.arrays[right])
+
+
+def equal_examples(left: Sided, right: Sided) -> tuple[np.ndarray, np.ndarray] | None:
+    """Numbers by which equal examples of two blocks know each other, None if there are none.
+
+    A matrix product may round the products of equal rows in two ways, and where a kernel has a square root of 1 - c²
+    that is no small difference.
+    """
+    a, b = left.inputs[0, : left.count], right.inputs[0, : right.count]
+    if left is right:
+        _, inverse, counts = np.unique(a, return_inverse=True, return_counts=True)
+        rows = columns = np.flatnonzero(counts[inverse] > 1)
+    else:
+        rows, columns = np.flatnonzero(np.isin(a, b)), np.flatnonzero(np.isin(b, a))
+    if not len(rows):
+        return None
+    known: dict[bytes, int] = {}
+    found = np.full(left.count, -1), np.full(right.count, -2)
+    for names, x, suspects in zip(found, (left.padded, right.padded), (rows, columns), strict=True):
+        for i in suspects:
+            names[i] = known.setdefault(b"".join(array[i].tobytes() for array in x.arrays), len(known))
+    return found
 
 
 def mirror(result: np.ndarray, block: int, inside: bool) -> None:
