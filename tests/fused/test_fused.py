@@ -83,6 +83,7 @@ def check(make, shape):
 
 
 relu = jax.nn.relu
+WIDER = conv(3, 3, padding=2)
 ARCHITECTURES = {
     "valid, strides, even filters, flatten": (
         (conv(3, (2, 3), padding=[(1, 0), (0, 2)]), jnp.abs, conv(WIDTH, 3, stride=(2, 1), padding=1), relu),
