@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import InputError, NonFiniteError
+from ..fused import FusedKernel, OutOfRangeError
+from ..fused import Inputs as Fused
 from ..graph.graph import Graph
 from ..graph.sampling import QuasiMonteCarlo
 from ..graph.signal import ParameterStatistics
@@ -22,11 +24,13 @@ from ..trace.model import ModelFunctions
 from ..types import Array, Inputs, Kind, Progress
 from .estimate import Estimate, averaged
 from .explain import check_format, explain, summary
+from .fusion import PAYS, Fusion, fuse
 from .orders import required_order
 from .recursion import Recursion
 from .survey import survey
 
 _KINDS = ("nngp", "ntk", "both")
+_FUSED_TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class LimitKernel(Kernel):
@@ -42,7 +46,12 @@ class LimitKernel(Kernel):
         settings: Settings,
         input_shape: tuple[int, ...] | None = None,
         integers: bool = False,
+        *,
+        fused: bool | None = None,
+        threads: int | None = None,
     ):
+        self._fused, self._threads = fused, threads
+        self._fusions: dict[Graph, Fusion] = {}
         self._functions = functions
         self._settings = settings
         self._graphs: dict[tuple[tuple[int, ...], bool], Graph] = {}
@@ -107,6 +116,9 @@ class LimitKernel(Kernel):
             return self._mean(lambda k: self._diagonal(x, k, kind=kind))
         double = (host and concrete.dtype.kind in "iub") or concrete.dtype == np.float64
         with jax.ensure_compile_time_eval(), jax.enable_x64(bool(double) or _x64_enabled()):
+            fused = self._fused_result(kind, concrete, None, 1, lambda f, x, _: f.diagonal(kind, x))
+            if fused is not None:
+                return fused if host else jnp.asarray(fused)
             rule = self._rule()
             found = (
                 np.concatenate([np.asarray(part) for part in self._diagonals(kind, concrete, replicate)], axis=-1)
@@ -195,7 +207,46 @@ class LimitKernel(Kernel):
             return (
                 f"limit of {self._functions.name}: not traced yet (call it on data, or give limit(..., input_shape=))"
             )
-        return summary(self.graph())
+        return f"{summary(self.graph())}\n  {self._path()}"
+
+    def _path(self) -> str:
+        """How host-level evaluation goes about this graph, in one line."""
+        if self._fused is False:
+            return "evaluated by XLA: the fused path is switched off"
+        fusion = self._fusion()
+        if fusion.kernel is None:
+            return f"evaluated by XLA: no fused form for {fusion.reason}"
+        least = 1 if self._fused else int(np.ceil(PAYS / max(fusion.kernel.work, 1.0)))
+        pairs = "" if least == 1 else f" from {least:,} pairs of examples on"
+        return f"the whole network is fused on the CPU{pairs}"
+
+    def _fusion(self) -> Fusion:
+        graph = self.graph()
+        if graph not in self._fusions:
+            self._fusions[graph] = fuse(graph, self._threads)
+        return self._fusions[graph]
+
+    def _fused_result(
+        self,
+        kind: Kind,
+        x1: np.ndarray,
+        x2: np.ndarray | None,
+        pairs: int,
+        evaluate: Callable[[FusedKernel, Fused, Fused | None], np.ndarray],
+    ) -> np.ndarray | None:
+        """What the fused path makes of examples; None where it does not serve."""
+        examples = [x1] if x2 is None else [x1, x2]
+        dtypes = {jnp.asarray(x[:1]).dtype for x in examples}
+        if self._fused is False or jnp.zeros(()).devices().pop().platform != "cpu" or not dtypes <= {*_FUSED_TYPES}:
+            return None
+        fusion = self._fusion()
+        if len(dtypes) > 1 or fusion.kernel is None or not (self._fused or pairs * fusion.kernel.work >= PAYS):
+            return None
+        sides = [fusion.inputs(x) for x in examples]
+        try:
+            return evaluate(fusion.kernel, sides[0], sides[1] if len(sides) > 1 else None)
+        except OutOfRangeError:
+            return None
 
     def _estimated(
         self,
@@ -227,6 +278,11 @@ class LimitKernel(Kernel):
         only: frozenset[ParameterStatistics] | None,
         replicate: int,
     ) -> np.ndarray:
+        if only is None:
+            pairs = len(x1) * len(x1 if x2 is None else x2)
+            fused = self._fused_result(kind, x1, x2, pairs, lambda f, a, b: f.matrix(kind, a, b, progress))
+            if fused is not None:
+                return fused
         graph = self.graph()
         order = required_order(graph, x1, x2, tangent=kind != "nngp")
         positions = 2 * len(graph.output.layout.space)

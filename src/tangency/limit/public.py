@@ -22,6 +22,8 @@ def limit(
     strict: bool = False,
     numerical: bool | QuasiMonteCarlo = False,
     training: bool = False,
+    fused: bool | None = None,
+    threads: int | None = None,
 ) -> LimitKernel:
     """The infinite-width limit of a random network, derived by tracing the network itself.
 
@@ -44,6 +46,11 @@ def limit(
         training: leave dropout on, each at its own rate (an Equinox network is called with `key=` if it takes one).
             Masks are drawn anew for each example: they raise K(x, x) and Θ(x, x), the diagonal of `kernel(x)`, and no
             other entry (Schoenholz et al. 2017, arXiv:1611.01232, section 5). BatchNorm is refused.
+        fused: whether concrete arrays on the CPU are evaluated by a program compiled for this network, much faster
+            than by XLA but with some seconds of compilation (kept in `$TANGENCY_CACHE_DIR`, by default in the user's
+            cache folder). None: where there is enough to evaluate to repay them; True: always; False: never.
+            `print(kernel)` says whether the network has such a form. Tracers and derivatives always use XLA.
+        threads: how many threads the fused path may use; None: as many as the process has processors.
 
     Returns:
         A kernel: `kernel(x1, x2=None)` is the NTK Θ and `kernel.nngp(x1, x2=None)` the NNGP kernel K per output
@@ -73,9 +80,14 @@ def limit(
     sampling = (QuasiMonteCarlo() if numerical else None) if isinstance(numerical, bool) else numerical
     if not isinstance(training, bool):
         raise InputError(f"training: expected True or False, got {training!r}")
+    if fused is not None and not isinstance(fused, bool):
+        raise InputError(f"fused: expected True, False or None, got {fused!r}")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads: expected a whole number from 1 on, or None, got {threads!r}")
     functions = open_model(model, batched, training)
     shape = None if input_shape is None else _shape(input_shape)
-    return LimitKernel(functions, Settings(trainable, learning_rate, init_stats, strict, sampling), shape)
+    settings = Settings(trainable, learning_rate, init_stats, strict, sampling)
+    return LimitKernel(functions, settings, shape, fused=fused, threads=threads)
 
 
 def _shape(input_shape: Sequence[int]) -> tuple[int, ...]:

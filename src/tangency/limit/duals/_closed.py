@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ._gaussian import clamp, determinant, geometric_mean, guarded_sqrt, over_sqrt, tilt
-from ._piecewise_linear import coefficients, piecewise_linear_dual
+from ._piecewise_linear import piecewise_linear, piecewise_linear_dual
 from ._saturating import kinks, saturating_dual
 from ._terms import SIGN, Span, Term
 from ._truncated import power_moments, truncated_moments, weighted_sum
@@ -34,7 +34,7 @@ def _is_closed_pair(f: Term, g: Term) -> bool:
 
 def closed_dual(f: Span, g: Span, a, b, c):
     """E[f(u) g(v)] for variances a, b > 0 and covariance c; |c| may exceed √(ab) by rounding."""
-    short_f, short_g = coefficients(f), coefficients(g)
+    short_f, short_g = piecewise_linear(f), piecewise_linear(g)
     if short_f is not None and short_g is not None:
         return piecewise_linear_dual(short_f, short_g, a, b, c)
     s = geometric_mean(a, b)

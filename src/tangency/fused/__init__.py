@@ -1,0 +1,13 @@
+"""Limit graphs as generated, compiled programs that fill a tile of the Gram matrix on the CPU."""
+
+from .lower import lower as lower
+from .pointwise import OPERATIONS as OPERATIONS
+from .program import Formula as Formula
+from .program import NotFusedError as NotFusedError
+from .program import Operand as Operand
+from .program import Piecewise as Piecewise
+from .program import PiecewiseLinear as PiecewiseLinear
+from .program import Rule as Rule
+from .run import FusedKernel as FusedKernel
+from .run import Inputs as Inputs
+from .run import OutOfRangeError as OutOfRangeError

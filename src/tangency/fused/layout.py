@@ -1,0 +1,286 @@
+"""Where a program's fields live: which stage computes them, on planes of which size, in which buffers.
+
+Convolutions and activations keep the offset between the two positions of a pair. So a *segment* of a network, from its
+input or a pool to the next pool or sum, is evaluated on one plane of pairs (s, s') of one offset after the other: a
+small image, zero outside. A *stage* slides its windows over planes that earlier stages have written and does what
+follows position by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ..graph.space import Window
+from .program import (
+    Dual,
+    Formula,
+    Inner,
+    NotFusedError,
+    One,
+    Piecewise,
+    Pool,
+    Program,
+    Slide,
+    Sum,
+    Total,
+    needed,
+    operands,
+)
+
+Pair = tuple[int, int]
+
+NUMBERS = {Piecewise: ("inverse", "root"), Formula: ("variance",)}
+"""What the rules need of a variance: its root and the root's inverse, or itself."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A grid of positions, and by how much one step of the segment's last offset moves the offset on this grid."""
+
+    rows: int
+    columns: int
+    step: Pair
+
+
+@dataclass
+class Stage:
+    """Statements that are evaluated position by position in one pass."""
+
+    geometry: Geometry
+    body: list[int] = field(default_factory=list)
+    slides: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Segment:
+    """Stages on the planes of one offset, then where they go: pools, or totals."""
+
+    stages: list[Stage]
+    pools: list[int]
+    totals: list[int]
+    geometry: dict[int, Geometry]
+    buffers: dict[int, int]
+    sink: Pair
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One-sided quantities: these numbers at each position. `source` is a Dual's field or a Known's index."""
+
+    source: int
+    grid: Pair
+    numbers: tuple[str, ...]
+    known: bool = False
+
+    @property
+    def count(self) -> int:
+        return len(self.numbers)
+
+
+@dataclass
+class Layout:
+    """Everything that code is generated from."""
+
+    program: Program
+    fields: tuple[int, ...]
+    segments: list[Segment]
+    tail: list[int]
+    slots: list[Slot]
+    left: int
+    right: int
+
+    @property
+    def buffers(self) -> int:
+        return max((b + 1 for s in self.segments for b in s.buffers.values()), default=0)
+
+    @property
+    def rows(self) -> int:
+        return max((g.rows for s in self.segments for g in s.geometry.values()), default=0)
+
+    @property
+    def columns(self) -> int:
+        return max((g.columns for s in self.segments for g in s.geometry.values()), default=0)
+
+    @property
+    def traced(self) -> bool:
+        """Whether only equal positions are summed at the end."""
+        totals = [self.program.statements[i] for i in self.segments[-1].totals]
+        return all(isinstance(total, Total) and total.trace for total in totals)
+
+    def number(self, slot: int, name: str) -> int:
+        """The place of a number within its slot."""
+        return self.slots[slot].numbers.index(name)
+
+    def grid(self, index: int) -> Pair:
+        return grid(self.program.spaces[index])
+
+    def bounds(self, everything: bool) -> list[Pair]:
+        """For each segment, the largest offset of its last grid that is needed (`everything`: for the output)."""
+        last = self.segments[-1]
+        rows, columns = last.sink
+        found = [(rows - 1, columns - 1) if everything and not self.traced else (0, 0)]
+        for segment, after in zip(self.segments[-2::-1], self.segments[:0:-1], strict=True):
+            steps = [after.geometry[i].step for i in after.geometry if isinstance(self.program.statements[i], Pool)]
+            windows = pool_windows(self.program, segment)
+            reach = []
+            for axis in (0, 1):
+                window, most = windows[axis], max(step[axis] for step in steps) * found[0][axis]
+                reach.append(min(segment.sink[axis] - 1, window.stride * most + (window.size - 1) * window.dilation))
+            found.insert(0, (reach[0], reach[1]))
+        return found
+
+    def source_bounds(self, bounds: list[Pair]) -> list[Pair]:
+        """For each segment, the largest offset on the grid of its pooled sources."""
+        found = []
+        for segment, bound in zip(self.segments, bounds, strict=True):
+            steps = [g.step for i, g in segment.geometry.items() if isinstance(self.program.statements[i], Pool)]
+            step = steps[0] if steps else (1, 1)
+            found.append((step[0] * bound[0], step[1] * bound[1]))
+        return found
+
+
+def grid(space: tuple[int, ...]) -> Pair:
+    if len(space) > 2:
+        raise NotFusedError("more than two axes of positions")
+    rows, columns = (1, 1, *space)[-2:]
+    return rows, columns
+
+
+def axis_windows(windows: tuple[Window, ...]) -> tuple[Window, Window]:
+    rows, columns = (Window(1), Window(1), *windows)[-2:]
+    return rows, columns
+
+
+def pool_windows(program: Program, segment: Segment) -> tuple[Window, Window]:
+    windows = {statement.windows for i in segment.pools if isinstance(statement := program.statements[i], Pool)}
+    if len(windows) != 1:
+        raise NotFusedError("pools of different sizes side by side")
+    return axis_windows(windows.pop())
+
+
+def arrange(program: Program, results: tuple[int | None, ...], slots: list[Slot] | None = None) -> Layout:
+    """Decide where and when every field is computed; `slots` are those of another layout of the same program.
+
+    Raises:
+        NotFusedError: the program does not fit the scheme of planes.
+    """
+    statements, spaces = program.statements, program.spaces
+    wanted = needed(program, results)
+    on_planes = [i for i in wanted if spaces[i] and not isinstance(statements[i], One)]
+    tail = [i for i in wanted if not spaces[i] and not isinstance(statements[i], Total)]
+    totals = [i for i in wanted if isinstance(statements[i], Total)]
+    if totals and any(isinstance(statements[i], Inner) for i in tail):
+        raise NotFusedError("a skip from the input around a network with positions")
+    slots = list(slots) if slots is not None else _slots(program, wanted)
+    number = {i: 0 for i in on_planes}
+    for i in on_planes:
+        inner = [j for j in operands(statements[i]) if j in number]
+        number[i] = max((number[j] for j in inner), default=0) + isinstance(statements[i], Pool)
+    _push_inner(program, on_planes, number)
+    count = max(number.values(), default=-1) + 1
+    segments = [_segment(program, [i for i in on_planes if number[i] == n], on_planes, totals) for n in range(count)]
+    windows = [w for i in on_planes if isinstance(s := statements[i], Slide) for w in axis_windows(s.windows)[1:]]
+    left = max((w.low for w in windows), default=0)
+    right = max((w.high for w in windows), default=0)
+    return Layout(program, wanted, segments, tail, slots, left, right)
+
+
+def _slots(program: Program, wanted: tuple[int, ...]) -> list[Slot]:
+    """The one-sided quantities: the variance of every Dual's field, and Known coefficients."""
+    spaces = program.spaces
+    numbers: dict[int, set[str]] = {}
+    for i in wanted:
+        statement = program.statements[i]
+        if isinstance(statement, Dual):
+            numbers.setdefault(statement.field, set()).update(NUMBERS[type(statement.rule)])
+    slots = [Slot(i, grid(spaces[i]), tuple(sorted(numbers[i]))) for i in sorted(numbers)]
+    used = {q for i in wanted for part in _parts(program, i) for q in (*part[1], *part[2])}
+    for quantity in sorted(used):
+        grids = {grid(spaces[i]) for i in wanted for part in _parts(program, i) if quantity in (*part[1], *part[2])}
+        if len(grids) > 1:
+            raise NotFusedError("a coefficient that is used on several grids")
+        slots.append(Slot(quantity, grids.pop(), ("value",), known=True))
+    return slots
+
+
+def _parts(program: Program, index: int) -> tuple[tuple[float, tuple[int, ...], tuple[int, ...], int], ...]:
+    statement = program.statements[index]
+    return statement.parts if isinstance(statement, Sum) else ()
+
+
+def _push_inner(program: Program, on_planes: list[int], number: dict[int, int]) -> None:
+    """Every field must be used in the segment that computes it, pools in the next."""
+    for i in on_planes:
+        for j in operands(program.statements[i]):
+            if j in number and number[j] != number[i] - isinstance(program.statements[i], Pool):
+                raise NotFusedError("a branch around a pool")
+
+
+def _segment(program: Program, members: list[int], on_planes: list[int], totals: list[int]) -> Segment:
+    statements = program.statements
+    pools = [i for i in on_planes if isinstance(s := statements[i], Pool) and s.field in members]
+    sums = [i for i in totals if isinstance(s := statements[i], Total) and s.field in members]
+    if bool(pools) == bool(sums):
+        raise NotFusedError("a branch around a pool" if pools else "positions that are never summed over")
+    if len({s.trace for i in sums if isinstance(s := statements[i], Total)}) > 1:
+        raise NotFusedError("a flattened and an averaged branch side by side")
+    ends = [operands(statements[i])[0] for i in (*pools, *sums)]
+    steps = _steps(program, members, ends)
+    geometry = {i: Geometry(*grid(program.spaces[i]), steps[i]) for i in members}
+    level: dict[int, int] = {}
+    for i in members:
+        inner = [level[j] for j in operands(statements[i]) if j in level and not isinstance(statements[i], Pool)]
+        level[i] = max(inner, default=0) + isinstance(statements[i], Slide)
+    groups: dict[tuple[int, Geometry], list[int]] = {}
+    for i in members:
+        groups.setdefault((level[i], geometry[i]), []).append(i)
+    stages = [Stage(key[1], groups[key]) for key in sorted(groups, key=lambda key: key[0])]
+    place = {i: number for number, stage in enumerate(stages) for i in stage.body}
+    for number, stage in enumerate(stages):
+        stage.slides = [i for i in stage.body if isinstance(statements[i], Slide)]
+        later = [j for j in members if place[j] > number]
+        read = {j for i in later for j in operands(statements[i]) if not isinstance(statements[i], Pool)}
+        read.update(operands(statements[i])[0] for i in pools)
+        stage.kept = [i for i in stage.body if i in read]
+    buffers = _buffers(program, stages, place, pools)
+    sizes = {grid(program.spaces[i]) for i in ends}
+    if len(sizes) != 1:
+        raise NotFusedError("branches of different sizes")
+    return Segment(stages, pools, sums, geometry, buffers, sizes.pop())
+
+
+def _steps(program: Program, members: list[int], ends: Iterable[int]) -> dict[int, Pair]:
+    steps: dict[int, Pair] = dict.fromkeys(ends, (1, 1))
+    for i in reversed(members):
+        if i not in steps:
+            raise NotFusedError("a field that leads nowhere")
+        statement = program.statements[i]
+        if isinstance(statement, Pool):
+            continue
+        step = steps[i]
+        if isinstance(statement, Slide):
+            rows, columns = axis_windows(statement.windows)
+            step = step[0] * rows.stride, step[1] * columns.stride
+        for j in operands(statement):
+            if program.spaces[j] and steps.setdefault(j, step) != step:
+                raise NotFusedError("branches of different strides")
+    return steps
+
+
+def _buffers(program: Program, stages: list[Stage], level: dict[int, int], pools: list[int]) -> dict[int, int]:
+    """A buffer for each field that outlives its stage; one is used again after its last reader."""
+    last: dict[int, int] = {}
+    for i, stage in level.items():
+        for j in operands(program.statements[i]):
+            last[j] = max(last.get(j, 0), stage)
+    for i in pools:
+        last[operands(program.statements[i])[0]] = len(stages)
+    found: dict[int, int] = {}
+    for place, stage in enumerate(stages):
+        busy = {found[i] for i in found if last[i] >= place}
+        for i in stage.kept:
+            found[i] = next(b for b in range(len(busy) + 1) if b not in busy)
+            busy.add(found[i])
+    return found

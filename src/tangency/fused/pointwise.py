@@ -1,0 +1,308 @@
+"""Lines of code for what happens at one position of one pair, `lanes` examples of x2 at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .layout import Layout
+from .polynomials import arccosine, arctangent, integrated
+from .program import Dual, Formula, Inner, One, Operand, Piecewise, PiecewiseLinear, Pool, Slide, Sum, Times, Total
+
+MEAN = math.sqrt(2.0 / math.pi)
+TINY = {"float32": 1e-30, "float64": 1e-250}
+"""Variances below it are not divided by; the caller refuses them, unless they are zero."""
+
+INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+COMPARISONS = {
+    "lt": ("where_less", False),
+    "gt": ("where_less", True),
+    "le": ("where_less_equal", False),
+    "ge": ("where_less_equal", True),
+    "eq": ("where_equal", False),
+}
+"""Each comparison as a selection, and whether its operands change places."""
+
+OPERATIONS = frozenset((*INFIX, *COMPARISONS, "neg", "sqrt", "abs", "max", "min", "atan2", "select_n", "or", "and"))
+"""What a `Formula` may consist of. The second operand of atan2 must not be negative."""
+
+
+@dataclass
+class Writer:
+    """Emits statements in order; each field becomes a variable.
+
+    Attributes:
+        mode: "pair"; "first" where an example meets itself at equal positions, which finds its variances; "self" where
+            it meets itself at different ones.
+        guarded: whether variances may be zero.
+        load: how to get a field that is not computed here (a slid one, a stored one, a total).
+        side: (side, slot number, which of its numbers) -> an expression.
+        keep: in mode "first": (slot number, which, variable) -> the line that stores it.
+    """
+
+    layout: Layout
+    dtype: str
+    mode: str
+    guarded: bool
+    load: Callable[[int], str]
+    side: Callable[[str, int, str], str]
+    keep: Callable[[int, str, str], str]
+    constants: dict[str, str] = field(default_factory=dict)
+    factors: list[float] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    shared: dict[int, dict[str, str]] = field(default_factory=dict)
+
+    def constant(self, value: float) -> str:
+        """A number written into the program."""
+        return self.constants.setdefault(repr(value), f"n{len(self.constants)}")
+
+    def factor(self, value: float) -> str:
+        """A number handed to the program, so that layers that differ in it alone share their code."""
+        self.factors.append(value)
+        return f"f{len(self.factors) - 1}"
+
+    def define(self, name: str, expression: str) -> str:
+        self.lines.append(f"{name} = {expression}")
+        return name
+
+    def of(self, index: int) -> str:
+        """The variable of a field."""
+        if index not in self.names:
+            self.names[index] = self.define(f"v{len(self.names)}", self.load(index))
+        return self.names[index]
+
+    def write(self, index: int) -> None:
+        """A field's own statement."""
+        statement = self.layout.program.statements[index]
+        match statement:
+            case Slide() | Pool() | Total() | Inner():
+                self.of(index)
+                return
+            case Sum(parts):
+                value = self.sum(parts)
+            case Times(first, second):
+                value = f"{self.of(first)} * {self.of(second)}"
+            case Dual(place, Piecewise(f, g)):
+                value = self.dual(place, f, g)
+            case Dual(place, Formula(steps)):
+                value = self.formula(place, steps)
+            case One():
+                value = self.constant(1.0)
+        self.names[index] = self.define(f"v{len(self.names)}", value)
+        if self.mode == "first":
+            self._find_variance(index)
+
+    def after_load(self, index: int) -> None:
+        """A field that was only loaded may be a variance all the same."""
+        if self.mode == "first":
+            self._find_variance(index)
+
+    def slot(self, source: int, known: bool) -> int | None:
+        for number, slot in enumerate(self.layout.slots):
+            if slot.source == source and slot.known == known:
+                return number
+        return None
+
+    def _find_variance(self, index: int) -> None:
+        """√a and its inverse, rounded up until (a · inverse) · inverse ≥ 1: equal inputs then have correlation 1."""
+        slot = self.slot(index, False)
+        if slot is None or index in self.shared:
+            return
+        c, local = self.of(index), len(self.shared)
+        names = self.shared[index] = {"id": str(local)}
+        for number in self.layout.slots[slot].numbers:
+            name = c if number == "variance" else self._root(c, local) if number == "root" else self._inverse(c, local)
+            self.lines.append(self.keep(slot, number, name))
+            names["a" + number] = names["b" + number] = name
+
+    def _root(self, c: str, local: int) -> str:
+        zero = self.constant(0.0)
+        return self.define(f"root{local}", f"sqrt(where_less({zero}, {c}, {c}, {zero}))")
+
+    def _inverse(self, c: str, local: int) -> str:
+        one, zero, tiny = self.constant(1.0), self.constant(0.0), self.constant(TINY[self.dtype])
+        epsilon = 2.0**-23 if self.dtype == "float32" else 2.0**-52
+        safe = f"sqrt(where_less({c}, {tiny}, {one}, {c}))"
+        inverse = self.define(f"inverse{local}", f"where_less({c}, {tiny}, {zero}, {one} / {safe})")
+        for _ in range(4):
+            up = f"{inverse} * {self.constant(1.0 + epsilon)}"
+            self.define(inverse, f"where_less(({c} * {inverse}) * {inverse}, {one}, {up}, {inverse})")
+        return inverse
+
+    def sum(self, parts: tuple[tuple[float, tuple[int, ...], tuple[int, ...], int], ...]) -> str:
+        total: str = ""
+        for factor, left, right, place in parts:
+            statement = self.layout.program.statements[place]
+            value = None if isinstance(statement, One) else self.of(place)
+            for side, quantities in (("a", left), ("b", right)):
+                for quantity in quantities:
+                    slot = self.slot(quantity, True)
+                    assert slot is not None
+                    other = self.side(side, slot, "value")
+                    value = other if value is None else f"({value} * {other})"
+            scale = None if factor == 1.0 and value is not None else self.factor(factor)
+            if not total:
+                total = str(value if scale is None else scale if value is None else f"{scale} * {value}")
+            elif scale is None or value is None:
+                total = f"({total}) + {value or scale}"
+            else:
+                total = f"fma({scale}, {value}, {total})"
+        return total
+
+    def _roots(self, place: int) -> dict[str, str]:
+        """The one-sided numbers of a field, by side and name."""
+        if place not in self.shared:
+            slot = self.slot(place, False)
+            assert slot is not None
+            names = self.shared[place] = {"id": str(len(self.shared))}
+            for number in self.layout.slots[slot].numbers:
+                for side in "ab":
+                    key = f"{side}{number}"
+                    names[key] = self.define(f"{key}_{names['id']}", self.side(side, slot, number))
+        return self.shared[place]
+
+    def _angle(self, place: int) -> dict[str, str]:
+        """ρ, |ρ| and the parts of the arc cosine that all duals of the field use."""
+        names = self._roots(place)
+        if "m" in names:
+            return names
+        local, one = names["id"], self.constant(1.0)
+        names["rho"] = self.define(f"rho_{local}", f"({self.of(place)} * {names['ainverse']}) * {names['binverse']}")
+        m = self.define(f"m_{local}", f"absolute({names['rho']})")
+        names["m"] = self.define(m, f"where_less({m}, {one}, {m}, {one})")
+        names["y"] = self.define(f"y_{local}", f"{one} - {names['m']}")
+        names["t"] = self.define(f"t_{local}", f"sqrt({names['y']})")
+        names["s"] = self.define(f"s_{local}", f"{names['aroot']} * {names['broot']}")
+        return names
+
+    def _polynomial(self, place: int, key: str, coefficients: tuple[float, ...]) -> str:
+        names = self._angle(place)
+        if key not in names:
+            total = self.constant(coefficients[-1])
+            for coefficient in coefficients[-2::-1]:
+                total = f"fma({total}, {names['y']}, {self.constant(coefficient)})"
+            names[key] = self.define(f"{key}_{names['id']}", total)
+        return names[key]
+
+    def dual(self, place: int, f: PiecewiseLinear, g: PiecewiseLinear) -> str:
+        """Moments of {1, u, |u|, sign u}: Cho & Saul 2009, equations 3 and 6."""
+        names = self._roots(place)
+        c, terms = self.of(place), []
+
+        def add(weight: float, value: Callable[[], str]) -> None:
+            if weight:
+                terms.append((weight, value()))
+
+        add(f.one * g.one, lambda: self.constant(1.0))
+        add(f.one * g.absolute * MEAN, lambda: names["broot"])
+        add(f.absolute * g.one * MEAN, lambda: names["aroot"])
+        add(f.linear * g.linear, lambda: c)
+        add(f.linear * g.sign * MEAN, lambda: f"({c} * {names['binverse']})")
+        add(f.sign * g.linear * MEAN, lambda: f"({c} * {names['ainverse']})")
+        add(f.absolute * g.absolute, lambda: self._absolute(place))
+        add(f.sign * g.sign, lambda: self._sign(place))
+        value = ""
+        for weight, term in terms:
+            number = self.constant(weight)
+            value = f"fma({number}, {term}, {value})" if value else (term if weight == 1.0 else f"{number} * {term}")
+        value = value or self.constant(0.0)
+        return self._guard(names, f, g, value) if self.guarded else value
+
+    def _absolute(self, place: int) -> str:
+        """E|u||v| = s (|ρ| + 2 t³ R(y))."""
+        names = self._angle(place)
+        if "absolute" not in names:
+            r = self._polynomial(place, "r", tuple(2.0 * x for x in integrated(arccosine(self.dtype))))
+            cube = f"({names['t']} * {names['y']})"
+            names["absolute"] = self.define(f"absolute_{names['id']}", f"{names['s']} * fma({cube}, {r}, {names['m']})")
+        return names["absolute"]
+
+    def _sign(self, place: int) -> str:
+        """E sign u sign v = ±(1 − 2 t P(y))."""
+        names = self._angle(place)
+        if "sign" not in names:
+            p = self._polynomial(place, "p", tuple(-2.0 * x for x in arccosine(self.dtype)))
+            size = f"fma({names['t']}, {p}, {self.constant(1.0)})"
+            names["sign"] = self.define(f"sign_{names['id']}", f"copysign({size}, {names['rho']})")
+        return names["sign"]
+
+    def _guard(self, names: dict[str, str], f: PiecewiseLinear, g: PiecewiseLinear, value: str) -> str:
+        """Where a variance is zero the signal is 0: f(0) E g(v), with f's own value at 0."""
+        zero = self.constant(0.0)
+
+        def mean(h: PiecewiseLinear, root: str) -> str:
+            inside = f"fma({self.constant(h.absolute * MEAN)}, {root}, {self.constant(h.one)})"
+            return f"where_equal({root}, {zero}, {self.constant(h.at_zero)}, {inside})"
+
+        no_a = f"{self.constant(f.at_zero)} * {mean(g, names['broot'])}"
+        no_b = f"{self.constant(g.at_zero)} * {mean(f, names['aroot'])}"
+        inner = f"where_equal({names['broot']}, {zero}, {no_b}, {value})"
+        return f"where_equal({names['aroot']}, {zero}, {no_a}, {inner})"
+
+    def formula(self, place: int, steps: tuple[tuple[str, tuple[Operand, ...]], ...]) -> str:
+        """A closed form, operation by operation. Comparisons are written where a selection asks for them."""
+        names = self._roots(place)
+        given = {-1: names["avariance"], -2: names["bvariance"], -3: self.of(place)}
+        results: dict[int, str] = {}
+        asked: dict[int, tuple[str, tuple[Operand, ...]]] = {}
+
+        def value(operand: Operand) -> str:
+            if isinstance(operand, float):
+                return self.constant(operand)
+            return given[operand] if operand < 0 else results[operand]
+
+        def choose(condition: Operand, yes: str, no: str) -> str:
+            assert isinstance(condition, int)
+            name, operands = asked[condition]
+            if name == "or":
+                return choose(operands[0], yes, choose(operands[1], yes, no))
+            if name == "and":
+                return choose(operands[0], choose(operands[1], yes, no), no)
+            function, swap = COMPARISONS[name]
+            x, y = (value(operand) for operand in (operands[::-1] if swap else operands))
+            return f"{function}({x}, {y}, {yes}, {no})"
+
+        for index, (name, operands) in enumerate(steps):
+            if name in COMPARISONS or name in ("or", "and"):
+                asked[index] = name, operands
+            elif name == "select_n":
+                no, yes = (value(operand) for operand in operands[1:])
+                results[index] = self.define(f"e{len(self.lines)}", choose(operands[0], yes, no))
+            else:
+                written = self._operation(name, [value(operand) for operand in operands])
+                results[index] = self.define(f"e{len(self.lines)}", written)
+        return results[len(steps) - 1]
+
+    def _operation(self, name: str, x: list[str]) -> str:
+        match name:
+            case "add" | "sub" | "mul" | "div":
+                return f"{x[0]} {INFIX[name]} {x[1]}"
+            case "neg":
+                return f"{self.constant(-0.0)} - {x[0]}"
+            case "sqrt":
+                return f"sqrt({x[0]})"
+            case "abs":
+                return f"absolute({x[0]})"
+            case "max":
+                return f"where_less({x[0]}, {x[1]}, {x[1]}, {x[0]})"
+            case "min":
+                return f"where_less({x[0]}, {x[1]}, {x[0]}, {x[1]})"
+            case "atan2":
+                return self._arctangent(*x)
+        raise ValueError(name)
+
+    def _arctangent(self, y: str, x: str) -> str:
+        """atan2(y, x) for x ≥ 0, with the smaller over the larger of the two."""
+        zero, one, size = self.constant(0.0), self.constant(1.0), self.define(f"e{len(self.lines)}", f"absolute({y})")
+        small = self.define(f"e{len(self.lines)}", f"where_less({size}, {x}, {size}, {x})")
+        large = self.define(f"e{len(self.lines)}", f"where_less({size}, {x}, {x}, {size})")
+        ratio = self.define(f"e{len(self.lines)}", f"{small} / where_equal({large}, {zero}, {one}, {large})")
+        square = self.define(f"e{len(self.lines)}", f"{ratio} * {ratio}")
+        coefficients = arctangent(self.dtype)
+        total = self.constant(coefficients[-1])
+        for coefficient in coefficients[-2::-1]:
+            total = f"fma({total}, {square}, {self.constant(coefficient)})"
+        angle = self.define(f"e{len(self.lines)}", f"{ratio} * {total}")
+        return f"copysign(where_less({x}, {size}, {self.constant(math.pi / 2)} - {angle}, {angle}), {y})"

@@ -1,0 +1,156 @@
+"""What a fused program does to one pair of examples, as plain data: statements on fields of moments.
+
+A field is K or Θ of two signals over pairs of positions (s, s') or, where the network has no positions left, a number.
+Statements name fields by their place in the list. `left` and `right` are places among the one-sided quantities, numbers
+of one example (at each position) that the caller computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..graph.space import Window
+
+Space: TypeAlias = tuple[int, ...]
+
+
+class NotFusedError(Exception):
+    """Something in a graph has no fused form; the message says what. The XLA path evaluates it."""
+
+
+@dataclass(frozen=True)
+class PiecewiseLinear:
+    """one + linear·u + absolute·|u| + sign·sign(u), and the function's own value at 0."""
+
+    one: float
+    linear: float
+    absolute: float
+    sign: float
+    at_zero: float
+
+
+@dataclass(frozen=True)
+class Piecewise:
+    """E[f(u) g(v)] of two such functions."""
+
+    f: PiecewiseLinear
+    g: PiecewiseLinear
+
+
+Operand: TypeAlias = int | float
+"""A step's place, or −1, −2, −3 for the two variances and the covariance; or, as a `float`, a number."""
+
+
+@dataclass(frozen=True)
+class Formula:
+    """E[f(u) g(v)] as elementwise operations on two variances and a covariance, each a name with its operands."""
+
+    steps: tuple[tuple[str, tuple[Operand, ...]], ...]
+
+
+Rule: TypeAlias = Piecewise | Formula
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Σ_c x_c x'_c of two Known arrays over (*positions, width)."""
+
+    left: int
+    right: int
+
+
+@dataclass(frozen=True)
+class One:
+    """The field that is 1 everywhere."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Σ factor · left · right' · field; left and right are tuples of one-sided quantities."""
+
+    parts: tuple[tuple[float, tuple[int, ...], tuple[int, ...], int], ...]
+
+
+@dataclass(frozen=True)
+class Dual:
+    """E[f(u) g(u')] of a Gaussian of covariance `field`, whose variances are one-sided quantities of their own."""
+
+    field: int
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class Times:
+    """The product of two fields."""
+
+    first: int
+    second: int
+
+
+@dataclass(frozen=True)
+class Slide:
+    """Sums over windows that slide over both positions at once, one for each axis: what a convolution does."""
+
+    field: int
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Windowed sums over each of the two positions by itself: what pooling does."""
+
+    field: int
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True)
+class Total:
+    """The sum over all pairs of positions (`trace`: over equal ones), which leaves one number."""
+
+    field: int
+    trace: bool
+
+
+Statement: TypeAlias = Inner | One | Sum | Dual | Times | Slide | Pool | Total
+
+
+@dataclass(frozen=True)
+class Program:
+    """A lowered graph.
+
+    Attributes:
+        statements: each uses fields of earlier ones only.
+        spaces: the positions of each statement's field, of one example.
+        nngp, ntk: the fields of K and Θ of the output; None is zero.
+        widths: the width of each Known array that `Inner` names.
+        coefficients: how many one-sided Known quantities `Sum` names.
+    """
+
+    statements: tuple[Statement, ...]
+    spaces: tuple[Space, ...]
+    nngp: int | None
+    ntk: int | None
+    widths: tuple[int, ...]
+    coefficients: int
+
+
+def operands(statement: Statement) -> tuple[int, ...]:
+    """The fields that a statement reads."""
+    match statement:
+        case Sum(parts):
+            return tuple(part[3] for part in parts)
+        case Times(first, second):
+            return first, second
+        case Dual(field) | Slide(field) | Pool(field) | Total(field):
+            return (field,)
+    return ()
+
+
+def needed(program: Program, results: tuple[int | None, ...]) -> tuple[int, ...]:
+    """The fields that the results are made from, in order."""
+    found = {result for result in results if result is not None}
+    for index in range(len(program.statements) - 1, -1, -1):
+        if index in found:
+            found.update(operands(program.statements[index]))
+    return tuple(sorted(found))
