@@ -1,6 +1,6 @@
-"""Writes docs/coverage.md: which layers of Equinox and Flax NNX have a limit, found by running each of them.
+"""Writes docs/layers.md: which layers of Equinox and Flax NNX have a limit, found by running each of them.
 
-python docs/coverage.py
+python docs/layers.py
 """
 
 import inspect
@@ -350,11 +350,11 @@ def primitive_table(examples: Sequence[tuple[dict[str, Example], bool]]) -> list
 def main() -> None:
     missing = unlisted()
     if missing:
-        sys.exit(f"docs/coverage.py: no example and no stated exclusion for {', '.join(missing)}; add one")
+        sys.exit(f"docs/layers.py: no example and no stated exclusion for {', '.join(missing)}; add one")
     lines = [
         "# Which layers have a limit",
         "",
-        "Written by `python docs/coverage.py`, which runs every public layer between a weight and an average over",
+        "Written by `python docs/layers.py`, which runs every public layer between a weight and an average over",
         "positions with a dense readout. ✓: a finite, positive semi-definite kernel on three inputs; numerical rule:",
         "the same with `numerical=`.",
         "",
@@ -365,7 +365,7 @@ def main() -> None:
         *table(flax_examples(), FLAX_EXCLUDED, True),
         *primitive_table([(equinox_examples(), False), (flax_examples(), True)]),
     ]
-    (Path(__file__).parent / "coverage.md").write_text("\n".join(lines) + "\n")
+    (Path(__file__).parent / "layers.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
