@@ -75,11 +75,14 @@ def test_the_compiler_is_asked_what_a_block_takes(parameters, x, monkeypatch):
     """Where the count is too low, blocks shrink until the compiler's own count fits."""
     from tangency.empirical import plan
 
+    whole = tg.empirical(convolutional, parameters)
+    expected = whole(x)
+    assert whole.plan.block == 9 and whole.plan.chunk == 6
     monkeypatch.setattr(plan, "held", lambda *_: 1.0)
     monkeypatch.setattr(plan, "numbers_made", lambda _: 1.0)
-    kernel = tg.empirical(convolutional, parameters, memory=100_000)
-    close(kernel(x), tg.empirical(convolutional, parameters)(x), 1e-12)
-    assert "9 × 9 examples and 6 of" not in str(kernel)
+    kernel = tg.empirical(convolutional, parameters, memory=int(0.8 * whole.plan.temporary))
+    close(kernel(x), expected, 1e-12)
+    assert (kernel.plan.block, kernel.plan.chunk) != (9, 6)
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers(parameters, x):
