@@ -13,10 +13,12 @@ import numpy as np
 
 from ..types import Kind
 from .compile import compiled
+from .dense import dense_text, inner_fields
 from .layout import arrange
+from .planes import pairs_within, plane_text
 from .pointwise import TINY
 from .program import Dual, NotFusedError, Program
-from .source import Source, dense_text, inner_fields, pairs_within, plane_text
+from .source import Source
 
 LANES = {"float32": 8, "float64": 4}
 DENSE_LANES = {"float32": 16, "float64": 8}
