@@ -8,6 +8,10 @@ from .program import Operand as Operand
 from .program import Piecewise as Piecewise
 from .program import PiecewiseLinear as PiecewiseLinear
 from .program import Rule as Rule
+from .program import Series as Series
 from .run import FusedKernel as FusedKernel
 from .run import Inputs as Inputs
-from .run import OutOfRangeError as OutOfRangeError
+from .tables import OutOfRangeError as OutOfRangeError
+from .tables import Table as Table
+from .tables import fit as fit
+from .tables import nodes as nodes

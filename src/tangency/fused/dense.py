@@ -6,30 +6,37 @@ from .layout import Layout
 from .program import Inner
 from .source import ENTRY, HEADER, Source, indented, prologue
 
+ROWS = 32
+"""Rows whose coefficients stay in the cache while one group of columns after the other passes by."""
+
 
 def dense_body(source: Source) -> tuple[list[str], list[str], list[str]]:
     """Constants, what is the same along a row, and what is done at each entry, for a network without positions."""
     layout, program = source.layout, source.layout.program
-    places = source.offsets()
+    places, rows, L = source.offsets(), source.coefficient_rows(), source.lanes
     inner = [i for i in layout.fields if isinstance(program.statements[i], Inner)]
-    row: list[str] = []
+    same: list[str] = []
 
     def load(index: int) -> str:
         return f"load(G, ({inner.index(index)} * rows + i) * columns + j)"
 
     def side(which: str, slot: int, number: str) -> str:
-        place = places[slot] + layout.number(slot, number)
         if which == "b" or source.mode == "first":
-            return f"load(B, {place} * columns + j)"
-        line = f"a{place} = spread(A, {place})"
-        if line not in row:
-            row.append(line)
+            return f"load(B, {address(slot, number)})"
+        place = places[slot] + layout.number(slot, number)
+        line = f"a{place} = spread(A, i * {places[-1]} + {place})"
+        if line not in same:
+            same.append(line)
         return f"a{place}"
 
-    def keep(slot: int, number: str, name: str) -> str:
-        return f"store(B, {places[slot] + layout.number(slot, number)} * columns + j, {name})"
+    def address(slot: int, number: str) -> str:
+        return f"j * {places[-1]} + {(places[slot] + layout.number(slot, number)) * L}"
 
-    writer = source.writer(load, side, keep)
+    def row(which: str, slot: int, table: int) -> str:
+        place = rows[slot] + layout.slots[slot].series.index(table)
+        return f"(i * {rows[-1]} + {place}) * K" if which == "a" else f"(j * {rows[-1]} + {place * L}) * K"
+
+    writer = source.writer(load, side, address, row)
     for index in layout.tail:
         writer.write(index)
         writer.after_load(index)
@@ -39,7 +46,7 @@ def dense_body(source: Source) -> tuple[list[str], list[str], list[str]]:
             writer.lines.append(f"store(out, ({k} * rows + i) * columns + j, {value})")
     start = len(source.factors)
     source.factors.extend(writer.factors)
-    return [f"c0 = {start}", *prologue(writer)], row, writer.lines
+    return [f"c0 = {start}", *prologue(writer)], same, writer.lines
 
 
 def inner_fields(layout: Layout) -> list[tuple[int, int]]:
@@ -49,16 +56,24 @@ def inner_fields(layout: Layout) -> list[tuple[int, int]]:
 
 
 def dense_text(source: Source, cache: bool) -> str:
-    numbers, row, each = dense_body(source)
+    numbers, same, each = dense_body(source)
     L = source.lanes
     head = ENTRY.format(cache=cache)
     if source.mode == "first":
-        entry = [head, "def entry(G, B, columns, cs):", "    rows = 1", "    i = 0", indented(numbers, 1)]
+        entry = [head, f"def entry(G, B, columns, cs{source.series}):", "    rows = 1", "    i = 0"]
+        entry.append(indented(numbers, 1))
         entry += [f"    for j in range(0, columns, {L}):", indented(each, 2)]
     else:
-        entry = [head, "def entry(G, A2, B, columns, cs, out, rows, first, last, skip):", indented(numbers, 1)]
-        entry += ["    for i in range(first, last):", "        A = A2[i]", indented(row, 2)]
-        entry += [f"        for j in range(max(0, (i - skip) // {L} * {L}), columns, {L}):", indented(each, 3)]
+        entry = [head, f"def entry(G, A, B, columns, cs, out, rows, first, last, skip{source.series}):"]
+        entry.append(indented(numbers, 1))
+        if source.series:
+            entry.append(f"    for block in range(first, last, {ROWS}):")
+            entry.append(f"        for j in range(max(0, (block - skip) // {L} * {L}), columns, {L}):")
+            entry.append(f"            for i in range(block, min(block + {ROWS}, last)):")
+            entry.append(indented([*same, *each], 4))
+        else:
+            entry += ["    for i in range(first, last):", indented(same, 2)]
+            entry += [f"        for j in range(max(0, (i - skip) // {L} * {L}), columns, {L}):", indented(each, 3)]
     return (
         HEADER.format(dtype=source.dtype, lanes=L) + "\n\n" + "\n".join(line for line in entry if line.strip()) + "\n"
     )

@@ -11,6 +11,9 @@ from .layout import Segment, Stage, axis_windows, pool_windows
 from .program import Inner, Pool, Slide, operands
 from .source import ENTRY, HEADER, NJIT, Source, indented, prologue
 
+ARRAYS = "S, A, B, X, Y, T, U, cs"
+"""Scratch; one-sided quantities and inputs of x1 and x2; totals, also rounded; factors."""
+
 
 def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[int, int]) -> tuple[str, dict]:
     """The function of a stage, and what its arguments stand for.
@@ -63,11 +66,16 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
             return f"spread(A, {place})"
         return f"load({'A' if which == 'a' else 'B'}, ({place}) * {L})"
 
-    def keep(slot: int, number: str, name: str) -> str:
+    def address(slot: int, number: str) -> str:
         k, (_, columns), count = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].count
-        return f"store(B, (b{k} + (i * {columns} + p) * {count} + {layout.number(slot, number)}) * {L}, {name})"
+        return f"(b{k} + (i * {columns} + p) * {count} + {layout.number(slot, number)}) * {L}"
 
-    writer = source.writer(load, side, keep)
+    def row(which: str, slot: int, table: int) -> str:
+        k, (_, columns), series = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].series
+        place = f"(r{which}{k} + (i * {columns} + p) * {len(series)} + {series.index(table)}) * K"
+        return place if which == "a" and not lanes_on_both else f"{place} * {L}"
+
+    writer = source.writer(load, side, address, row)
     before_rows, before_columns, each = slides(source, stage, reads, slid)
     for index in stage.body:
         writer.write(index)
@@ -76,6 +84,7 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
     kept = stage.kept
     arguments = ["c0", *(f"in{k}" for k in range(len(reads))), *(f"out{k}" for k in range(len(kept)))]
     arguments += [f"{x}{k}" for k in range(len(slots)) for x in "ab"]
+    arguments += [f"r{x}{k}" for k, slot in enumerate(slots) if layout.slots[slot].series for x in "ab"]
     arguments += [f"{x}{k}" for k in range(len(inputs)) for x in "xy"]
     arguments += [f"st{k}" for k in range(len(stored))] + ["h", "w", "hs"]
     end = []
@@ -91,7 +100,7 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
         writer.lines.append(f"row{k} = row{k} + {writer.of(operands(program.statements[index])[0])}")
         before_columns.append(f"row{k} = {zero}")
         end.append(f"total{k} = total{k} + row{k}")
-    text = [NJIT, f"def {{name}}(S, A, B, X, Y, T, U, cs, {', '.join(arguments)}):"]
+    text = [NJIT, f"def {{name}}({ARRAYS}{source.series}, {', '.join(arguments)}):"]
     text += [indented([*prologue(writer), *(f"total{k} = {zero}" for k in range(len(sums)))], 1)]
     text += ["    for i in range(h):", indented([*before_rows, *before_columns], 2)]
     text += ["        for p in range(w):", indented([*each, *writer.lines], 3), indented(end, 2)]
@@ -234,6 +243,7 @@ def pairs_within(n: int, most: int) -> int:
 def plane_lines(source, segment, source_bounds, number, stores, totals, places, inputs) -> list[str]:
     """All stages of a segment on the plane of offset (dh, dw)."""
     layout, program, L = source.layout, source.layout.program, source.lanes
+    coefficient_rows = source.coefficient_rows()
     calls: list[str] = []
     stages: list[Call] = []
     seen: dict[object, str] = {}
@@ -261,6 +271,9 @@ def plane_lines(source, segment, source_bounds, number, stores, totals, places, 
         for slot in uses["slots"]:
             count = layout.slots[slot].count
             arguments += [(places[slot], f"{x}{g} * {count}") for x in "pq"]
+        for slot in uses["slots"]:
+            if series := layout.slots[slot].series:
+                arguments += [(coefficient_rows[slot], f"{x}{g} * {len(series)}") for x in "pq"]
         for index in uses["inputs"]:
             statement = program.statements[index]
             width = program.widths[statement.left]
@@ -302,7 +315,7 @@ def repeated(source: Source, calls: list[Call]) -> list[str]:
         block = calls[place : place + period * times]
         if times == 1:
             lines += [
-                written(name, [str(n) + (f" + {rest}" if rest else "") for n, rest in own], sizes)
+                written(source, name, [str(n) + (f" + {rest}" if rest else "") for n, rest in own], sizes)
                 for name, own, sizes in block
             ]
         else:
@@ -314,7 +327,7 @@ def repeated(source: Source, calls: list[Call]) -> list[str]:
                 arguments = [
                     f"cn[k + {column + i}]" + (f" + {rest}" if rest else "") for i, (_, rest) in enumerate(own)
                 ]
-                lines.append("    " + written(name, arguments, sizes))
+                lines.append("    " + written(source, name, arguments, sizes))
                 column += len(own)
         place += period * times
     return lines
@@ -333,8 +346,8 @@ def recurrence(calls: list[Call]) -> tuple[int, int]:
     return best
 
 
-def written(name: str, arguments: list[str], sizes: tuple[str, ...]) -> str:
-    return f"{name}(S, A, B, X, Y, T, U, cs, {', '.join((*arguments, *sizes))})"
+def written(source: Source, name: str, arguments: list[str], sizes: tuple[str, ...]) -> str:
+    return f"{name}({ARRAYS}{source.series}, {', '.join((*arguments, *sizes))})"
 
 
 def tail_function(source: Source, totals: dict[int, int]) -> str:
@@ -350,21 +363,29 @@ def tail_function(source: Source, totals: dict[int, int]) -> str:
             return f"spread(A, {places[slot] + layout.number(slot, number)})"
         return f"load({which.upper()}, {(places[slot] + layout.number(slot, number)) * L})"
 
-    def keep(slot: int, number: str, name: str) -> str:
-        return f"store(B, {(places[slot] + layout.number(slot, number)) * L}, {name})"
+    def address(slot: int, number: str) -> str:
+        return str((places[slot] + layout.number(slot, number)) * L)
 
-    writer = source.writer(load, side, keep)
+    def row(which: str, slot: int, table: int) -> str:
+        place = source.coefficient_rows()[slot] + layout.slots[slot].series.index(table)
+        return f"{place} * K" if which == "a" and source.mode == "pair" else f"{place * L} * K"
+
+    writer = source.writer(load, side, address, row)
     for index in layout.tail:
         writer.write(index)
         writer.after_load(index)
     for k, index in enumerate(source.outputs):
         value = writer.constant(0.0) if index is None else writer.of(index)
         writer.lines.append(f"store(out, (o + {k}) * {L}, {value})")
-    text = [NJIT, "def {name}(A, B, U, cs, c0, out, o):", indented([*prologue(writer), *writer.lines], 1)]
+    text = [
+        NJIT,
+        f"def {{name}}(A, B, U, cs{source.series}, c0, out, o):",
+        indented([*prologue(writer), *writer.lines], 1),
+    ]
     name = source.function("tail", "\n".join(text))
     start = len(source.factors)
     source.factors.extend(writer.factors)
-    return f"{name}(A, B, U, cs, {start}, out"
+    return f"{name}(A, B, U, cs{source.series}, {start}, out"
 
 
 def plane_text(source: Source, everything: bool, cache: bool) -> tuple[str, int]:
@@ -376,16 +397,16 @@ def plane_text(source: Source, everything: bool, cache: bool) -> tuple[str, int]
     tail = tail_function(source, totals)
     head = ENTRY.format(cache=cache)
     if source.mode == "first":
-        entry = [head, "def entry(B, Y, cs, cn, S, T, U, out):", "    A = B", "    X = Y"]
+        entry = [head, f"def entry(B, Y, cs, cn, S, T, U, out{source.series}):", "    A = B", "    X = Y"]
         ending = [*finish, f"{tail}, 0)"] if everything else []
         entry += [indented([*lines, *ending], 1)]
     else:
         entry = [
             head,
-            "def entry(A2, B, X2, Y, cs, cn, S, T, U, out, first, last):",
+            f"def entry(A2, B, X2, Y, cs, cn, S, T, U, out, first, last{source.series.replace('C', 'C2')}):",
             "    for i in range(first, last):",
         ]
-        entry += ["        A = A2[i]", "        X = X2[i]"]
+        entry += ["        A = A2[i]", "        X = X2[i]", *(["        C = C2[i]"] if source.series else [])]
         entry += [indented([*lines, *finish, f"{tail}, i * {len(source.outputs)})"], 2)]
     functions = [text.replace("{name}", name) for text, name in source.functions.items()]
     parts = [HEADER.format(dtype=source.dtype, lanes=L), *functions, "\n".join(entry)]
