@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layout import Layout
+from .layout import Layout, terms_of
 from .program import Inner
 from .source import ENTRY, HEADER, Source, indented, prologue
 
@@ -13,7 +13,7 @@ ROWS = 32
 def dense_body(source: Source) -> tuple[list[str], list[str], list[str]]:
     """Constants, what is the same along a row, and what is done at each entry, for a network without positions."""
     layout, program = source.layout, source.layout.program
-    places, rows, L = source.offsets(), source.coefficient_rows(), source.lanes
+    places, series, L = source.offsets(), source.series_places(), source.lanes
     inner = [i for i in layout.fields if isinstance(program.statements[i], Inner)]
     same: list[str] = []
 
@@ -33,10 +33,18 @@ def dense_body(source: Source) -> tuple[list[str], list[str], list[str]]:
         return f"j * {places[-1]} + {(places[slot] + layout.number(slot, number)) * L}"
 
     def row(which: str, slot: int, table: int) -> str:
-        place = rows[slot] + layout.slots[slot].series.index(table)
-        return f"(i * {rows[-1]} + {place}) * K" if which == "a" else f"(j * {rows[-1]} + {place * L}) * K"
+        place = series[slot] + 2 * layout.slots[slot].series.index(table)
+        return f"i * K[{series[-1]}] + K[{place}]" if which == "a" else f"j * K[{series[-1]}] + K[{place}] * {L}"
 
-    writer = source.writer(load, side, address, row)
+    def terms(slot: int, table: int) -> str:
+        return f"K[{series[slot] + 2 * layout.slots[slot].series.index(table) + 1}]"
+
+    def count(which: str, slot: int, table: int) -> str:
+        if which == "b":
+            return f"B[{address(slot, terms_of(table, True))}]"
+        return f"A[i * {places[-1]} + {places[slot] + layout.number(slot, terms_of(table, False))}]"
+
+    writer = source.writer(load, side, address, row, terms, count)
     for index in layout.tail:
         writer.write(index)
         writer.after_load(index)

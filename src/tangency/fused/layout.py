@@ -71,8 +71,9 @@ class Segment:
 class Slot:
     """One-sided quantities: these numbers at each position. `source` is a Dual's field or a Known's index.
 
-    `series`: the tables whose coefficients are needed as well. They are kept in an array of their own, a row for each
-    position and table, because how many there are is decided by the variances. `means`: the tables whose mean is.
+    `series`: the tables whose coefficients are needed as well. They are kept in an array of their own, because how many
+    there are is decided by the variances. `means`: the tables whose mean is; where coefficients are needed, how many
+    of them and how many at most in a group of examples follow it.
     """
 
     source: int
@@ -153,6 +154,15 @@ class Layout:
         return found
 
 
+def terms_of(table: int, most: bool) -> str:
+    """The name of the number of its terms, or of the largest number in a group of examples."""
+    return f"{'most' if most else 'terms'}{table}"
+
+
+def _numbers_of(table: int, series: bool) -> tuple[str, ...]:
+    return (mean_of(table), terms_of(table, False), terms_of(table, True)) if series else (mean_of(table),)
+
+
 def mean_of(table: int) -> str:
     """The name of a table's mean among the numbers of a slot."""
     return f"mean{table}"
@@ -222,7 +232,7 @@ def _slots(program: Program, wanted: tuple[int, ...]) -> list[Slot]:
     slots = []
     for i in sorted(numbers):
         rows, mean = (tuple(sorted(used.get(i, ()))) for used in (series, means))
-        names = (*sorted(numbers[i]), *map(mean_of, mean))
+        names = (*sorted(numbers[i]), *(name for table in mean for name in _numbers_of(table, table in rows)))
         slots.append(Slot(i, grid(spaces[i]), names, series=rows, means=mean))
     used = {q for i in wanted for part in _parts(program, i) for q in (*part[1], *part[2])}
     for quantity in sorted(used):

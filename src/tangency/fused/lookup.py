@@ -18,17 +18,25 @@ PANELS = (DECADES[1] - DECADES[0]) * PANELS_PER_DECADE
 NODES = 14
 """Chebyshev polynomials in a panel."""
 
+GROUP = 4
+"""Terms that are summed side by side: their number is a multiple."""
+
+_CHUNK = 8
+_ROUNDING = 1e-12
 _LOWEST = DECADES[0] * math.log(10.0)
 _WIDTH = math.log(10.0) / PANELS_PER_DECADE
 
 
 @numba.njit(error_model="numpy")
-def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes):
-    """For `lanes` variances from B[source] on: means to B[target …], and `terms` coefficients to H[place …].
+def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes, aim):
+    """For `lanes` variances from B[source] on: means to B[target …], and coefficients to H[place …].
 
-    The last coefficient is √(E f² − Σ h²), so that the squares of all add up to the mean square. Variances beyond the
-    table are looked up at its ends. W is scratch for NODES + `terms` numbers.
+    With `terms`, how many terms each of them needs, and the most of these, are written behind the means. Two examples
+    need half the sum of their numbers of terms: the logarithm of what is left out is convex in the number. So `terms`
+    is the most that any example needs, and every other one gets coefficients for half the sum. Variances beyond the
+    table are looked up at its ends. W is scratch for NODES numbers.
     """
+    most = GROUP
     for lane in range(lanes):
         variance = float(B[source + lane])
         first, count = start, 1
@@ -47,15 +55,25 @@ def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes):
         B[target + lane] = mean
         if terms == 0:
             continue
-        known = min(terms, columns) - 1
-        for k in range(terms):
-            W[NODES + k] = 0.0
-        for d in range(count):
-            for k in range(known):
-                W[NODES + k] += W[d] * M[first + d * columns + 1 + k]
-        rest = mean
-        for k in range(known):
-            rest -= W[NODES + k] * W[NODES + k]
-        W[NODES + terms - 1] = math.sqrt(max(rest, 0.0))
-        for k in range(terms):
-            H[place + k * lanes + lane] = W[NODES + k]
+        rest, needed, k = mean, terms, 0
+        known = min(terms, columns - 1)
+        while k < min(known, (needed + terms + 1) // 2):
+            end = min(k + _CHUNK, known)
+            energy = 0.0
+            for column in range(k, end):
+                value = 0.0
+                for d in range(count):
+                    value += W[d] * M[first + d * columns + 1 + column]
+                energy += value * value
+                H[place + column * lanes + lane] = value
+            rest -= energy
+            k = end
+            if needed == terms and energy <= 0.1 * aim * mean and rest <= max(aim, _ROUNDING) * mean:
+                needed = min(k, terms)
+        for column in range(k, terms):
+            H[place + column * lanes + lane] = 0.0
+        B[target + lanes + lane] = needed
+        most = max(most, needed)
+    if terms:
+        for lane in range(lanes):
+            B[target + 2 * lanes + lane] = most

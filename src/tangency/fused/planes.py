@@ -7,7 +7,7 @@ columns of zeros at both ends, then what pools have stored.
 
 from __future__ import annotations
 
-from .layout import Segment, Stage, axis_windows, pool_windows
+from .layout import Segment, Stage, axis_windows, pool_windows, terms_of
 from .program import Inner, Pool, Slide, operands
 from .source import ENTRY, HEADER, NJIT, Source, indented, prologue
 
@@ -72,10 +72,20 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
 
     def row(which: str, slot: int, table: int) -> str:
         k, (_, columns), series = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].series
-        place = f"(r{which}{k} + (i * {columns} + p) * {len(series)} + {series.index(table)}) * K"
-        return place if which == "a" and not lanes_on_both else f"{place} * {L}"
+        start = f"K[k{k} + {2 * series.index(table)}]"
+        place = f"{start} + (r{which}{k} + i * {columns} + p) * {terms(slot, table)}"
+        return place if which == "a" and not lanes_on_both else f"({place}) * {L}"
 
-    writer = source.writer(load, side, address, row)
+    def terms(slot: int, table: int) -> str:
+        return f"K[k{note(slots, slot)} + {2 * layout.slots[slot].series.index(table) + 1}]"
+
+    def count(which: str, slot: int, table: int) -> str:
+        k, (_, columns), size = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].count
+        scalar = which == "a" and not lanes_on_both
+        place = f"{which}{k} + (i * {columns} + p) * {size} + {layout.number(slot, terms_of(table, not scalar))}"
+        return f"A[{place}]" if scalar else f"{which.upper()}[({place}) * {L}]"
+
+    writer = source.writer(load, side, address, row, terms, count)
     before_rows, before_columns, each = slides(source, stage, reads, slid)
     for index in stage.body:
         writer.write(index)
@@ -84,7 +94,7 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
     kept = stage.kept
     arguments = ["c0", *(f"in{k}" for k in range(len(reads))), *(f"out{k}" for k in range(len(kept)))]
     arguments += [f"{x}{k}" for k in range(len(slots)) for x in "ab"]
-    arguments += [f"r{x}{k}" for k, slot in enumerate(slots) if layout.slots[slot].series for x in "ab"]
+    arguments += [f"{x}{k}" for k, slot in enumerate(slots) if layout.slots[slot].series for x in ("k", "ra", "rb")]
     arguments += [f"{x}{k}" for k in range(len(inputs)) for x in "xy"]
     arguments += [f"st{k}" for k in range(len(stored))] + ["h", "w", "hs"]
     end = []
@@ -243,7 +253,7 @@ def pairs_within(n: int, most: int) -> int:
 def plane_lines(source, segment, source_bounds, number, stores, totals, places, inputs) -> list[str]:
     """All stages of a segment on the plane of offset (dh, dw)."""
     layout, program, L = source.layout, source.layout.program, source.lanes
-    coefficient_rows = source.coefficient_rows()
+    series = source.series_places()
     calls: list[str] = []
     stages: list[Call] = []
     seen: dict[object, str] = {}
@@ -272,8 +282,8 @@ def plane_lines(source, segment, source_bounds, number, stores, totals, places, 
             count = layout.slots[slot].count
             arguments += [(places[slot], f"{x}{g} * {count}") for x in "pq"]
         for slot in uses["slots"]:
-            if series := layout.slots[slot].series:
-                arguments += [(coefficient_rows[slot], f"{x}{g} * {len(series)}") for x in "pq"]
+            if layout.slots[slot].series:
+                arguments += [(series[slot], ""), (0, f"p{g}"), (0, f"q{g}")]
         for index in uses["inputs"]:
             statement = program.statements[index]
             width = program.widths[statement.left]
@@ -353,7 +363,7 @@ def written(source: Source, name: str, arguments: list[str], sizes: tuple[str, .
 def tail_function(source: Source, totals: dict[int, int]) -> str:
     """What follows the last sum over positions: numbers, not planes."""
     layout, L = source.layout, source.lanes
-    places = source.offsets()
+    places, series = source.offsets(), source.series_places()
 
     def load(index: int) -> str:
         return f"load(U, {totals[index] * L})"
@@ -367,10 +377,18 @@ def tail_function(source: Source, totals: dict[int, int]) -> str:
         return str((places[slot] + layout.number(slot, number)) * L)
 
     def row(which: str, slot: int, table: int) -> str:
-        place = source.coefficient_rows()[slot] + layout.slots[slot].series.index(table)
-        return f"{place} * K" if which == "a" and source.mode == "pair" else f"{place * L} * K"
+        place = f"K[{series[slot] + 2 * layout.slots[slot].series.index(table)}]"
+        return place if which == "a" and source.mode == "pair" else f"{place} * {L}"
 
-    writer = source.writer(load, side, address, row)
+    def terms(slot: int, table: int) -> str:
+        return f"K[{series[slot] + 2 * layout.slots[slot].series.index(table) + 1}]"
+
+    def count(which: str, slot: int, table: int) -> str:
+        scalar = which == "a" and source.mode == "pair"
+        place = places[slot] + layout.number(slot, terms_of(table, not scalar))
+        return f"A[{place}]" if scalar else f"{which.upper()}[{place * L}]"
+
+    writer = source.writer(load, side, address, row, terms, count)
     for index in layout.tail:
         writer.write(index)
         writer.after_load(index)

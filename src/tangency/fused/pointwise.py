@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .layout import Layout, mean_of
+from .lookup import GROUP
 from .polynomials import arccosine, arctangent, integrated
 from .program import (
     Dual,
@@ -24,7 +25,7 @@ from .program import (
     Total,
     tables,
 )
-from .tables import GROUP
+from .tables import AIM
 
 MEAN = math.sqrt(2.0 / math.pi)
 TINY = {"float32": 1e-30, "float64": 1e-250}
@@ -57,6 +58,8 @@ class Writer:
         side: (side, slot number, which of its numbers) -> an expression.
         address: in mode "first": (slot number, which of its numbers) -> its place in B.
         row: (side, slot number, table) -> where its coefficients start, in C or H.
+        terms: (slot number, table) -> how many there are.
+        count: (side, slot number, table) -> how many of them are needed.
     """
 
     layout: Layout
@@ -68,6 +71,8 @@ class Writer:
     side: Callable[[str, int, str], str]
     address: Callable[[int, str], str]
     row: Callable[[str, int, int], str]
+    terms: Callable[[int, int], str]
+    count: Callable[[str, int, int], str]
     constants: dict[str, str] = field(default_factory=dict)
     factors: list[float] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -156,7 +161,7 @@ class Writer:
         places = (self.address(slot, number) for number in ("variance", mean_of(table)))
         self.lines.append(
             f"look_up(B, {', '.join(places)}, M, {start}, {known[table].rows.shape[1]}, H, {place}, "
-            f"{'K' if rows else '0'}, W, {self.lanes})"
+            f"{self.terms(slot, table) if rows else '0'}, W, {self.lanes}, {AIM[self.dtype]})"
         )
 
     def _root(self, c: str, local: int) -> str:
@@ -200,6 +205,8 @@ class Writer:
             assert slot is not None
             names = self.shared[place] = {"id": str(len(self.shared))}
             for number in self.layout.slots[slot].numbers:
+                if number.startswith(("terms", "most")):
+                    continue
                 for side in "ab":
                     key = f"{side}{number}"
                     names[key] = self.define(f"{key}_{names['id']}", self.side(side, slot, number))
@@ -368,7 +375,12 @@ class Writer:
         local = len(self.lines)
         sums = [self.define(f"s{local}_{r}", self.constant(0.0)) for r in range(GROUP)]
         left, right = (self.define(f"h{side}{local}", self.row(side, slot, t)) for side, t in (("a", f), ("b", g)))
-        self.lines.append(f"for k in range(K - {GROUP}, -1, -{GROUP}):")
+        if f == g:
+            both = f"{self.count('a', slot, f)} + {self.count('b', slot, g)}"
+            count = self.define(f"k{local}", f"int({both} + {2 * GROUP - 1}) // {2 * GROUP} * {GROUP}")
+        else:
+            count = self.define(f"k{local}", f"min({self.terms(slot, f)}, {self.terms(slot, g)})")
+        self.lines.append(f"for k in range({count} - {GROUP}, -1, -{GROUP}):")
         for r, total in enumerate(sums):
             here = (
                 f"spread(C, {left} + k + {r})" if self.mode == "pair" else f"load(C, {left} + (k + {r}) * {self.lanes})"

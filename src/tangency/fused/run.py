@@ -147,7 +147,7 @@ class FusedKernel:
         kind: Kind,
         x1: Inputs,
         x2: Inputs | None,
-        terms: int,
+        places: np.ndarray,
         progress: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
         dtype = x1.arrays[0].dtype.name
@@ -155,7 +155,7 @@ class FusedKernel:
         form = self._form(kind)
         outputs = 2 if form == "both" else 1
         result = np.empty((outputs, x1.count, other.count), dtype)
-        block = self._block(dtype, terms)
+        block = self._block(dtype, places)
         rows = [(s, min(s + block, x1.count)) for s in range(0, x1.count, block)]
         columns = [(s, min(s + block, other.count)) for s in range(0, other.count, block)]
         jobs = [(r, c) for r in rows for c in columns if x2 is not None or c[0] >= r[0]]
@@ -163,11 +163,11 @@ class FusedKernel:
             done: tuple[tuple[int, int], Any] | None = None
             for number, (r, c) in enumerate(jobs):
                 if done is None or done[0] != r:
-                    done = r, self._sided(form, dtype, x1.rows(*r), terms, pool)
+                    done = r, self._sided(form, dtype, x1.rows(*r), places, pool)
                 left = done[1]
-                right = left if x2 is None and r == c else self._sided(form, dtype, other.rows(*c), terms, pool)
+                right = left if x2 is None and r == c else self._sided(form, dtype, other.rows(*c), places, pool)
                 diagonal = x2 is None and r == c
-                self._tile(form, left, right, result[:, r[0] : r[1], c[0] : c[1]], diagonal, terms, pool)
+                self._tile(form, left, right, result[:, r[0] : r[1], c[0] : c[1]], diagonal, places, pool)
                 if progress is not None:
                     progress(number + 1, len(jobs))
         if x2 is None:
@@ -183,45 +183,66 @@ class FusedKernel:
         dtype = x.arrays[0].dtype.name
         lanes = (DENSE_LANES if self.is_dense else LANES)[dtype]
         found = np.empty((2, x.count) if kind == "both" else x.count, dtype)
-        terms = self._terms(kind, x, None)
+        places = self._terms(kind, x, None)
         for start in range(0, x.count, lanes):
-            part = self._matrix(kind, x.rows(start, start + lanes), None, terms)
+            part = self._matrix(kind, x.rows(start, start + lanes), None, places)
             found[..., start : start + lanes] = np.diagonal(part, axis1=-2, axis2=-1)
         return found
 
-    def _terms(self, kind: Kind, x1: Inputs, x2: Inputs | None) -> int:
-        """How many terms the series need at the variances of all examples; 0 where there are none.
+    def _terms(self, kind: Kind, x1: Inputs, x2: Inputs | None) -> np.ndarray:
+        """What `Source.series_places` describes, for as many terms as the variances of all examples need.
 
         Behind a pool, variances depend a little on the terms that they are computed with.
         """
-        form, dtype = self._form(kind), x1.arrays[0].dtype.name
-        layout = self._nngp if form == "nngp" else self._both
-        statements = [self.program.statements[i] for i in layout.fields]
+        form, dtype, known = self._form(kind), x1.arrays[0].dtype.name, tables(self.program)
+        statements = [self.program.statements[i] for i in (self._nngp if form == "nngp" else self._both).fields]
         rules = {(s.field, s.rule) for s in statements if isinstance(s, Dual) and isinstance(s.rule, Series)}
-        number, needed = 0, GROUP if rules else 0
+        needed = {(field, known.index(table)): GROUP for field, rule in rules for table in (rule.f, rule.g)}
+        counts: dict[tuple[int, int], int] = {}
         with ThreadPoolExecutor(self._workers()) as pool:
-            while number < needed:
-                number = needed
-                block = self._block(dtype, number)
-                ranges: dict[int, tuple[float, float]] = {}
-                for x in (x1, x2) if x2 is not None else (x1,):
-                    for start in range(0, x.count, block):
-                        found = self._sided(form, dtype, x.rows(start, start + block), number, pool).variances
-                        for field, (low, high) in found.items():
-                            before = ranges.get(field, (np.inf, 0.0))
-                            ranges[field] = min(low, before[0]), max(high, before[1])
-                needed = max(terms(rule.f, rule.g, ranges[field], dtype) for field, rule in rules)
-        return number
+            while any(number > counts.get(key, 0) for key, number in needed.items()):
+                counts = needed
+                places = self._places(counts)
+                ranges = self._ranges(form, dtype, (x1,) if x2 is None else (x1, x2), places, pool)
+                needed = dict.fromkeys(counts, 0)
+                for field, rule in rules:
+                    number = terms(rule.f, rule.g, ranges[field], dtype)
+                    for key in ((field, known.index(rule.f)), (field, known.index(rule.g))):
+                        needed[key] = max(needed[key], number)
+        return self._places(counts)
+
+    def _places(self, counts: dict[tuple[int, int], int]) -> np.ndarray:
+        found, start = [], 0
+        for slot in self._both.slots:
+            for table in slot.series:
+                number = counts.get((slot.source, table), 0)
+                found += [start, number]
+                start += slot.cells * number
+        return np.array([*found, start], np.int64)
+
+    def _ranges(
+        self, form: Kind, dtype: str, sets: tuple[Inputs, ...], places: np.ndarray, pool: ThreadPoolExecutor
+    ) -> dict[int, tuple[float, float]]:
+        """The smallest variance, other than 0, and the largest of every field that has a series."""
+        found: dict[int, tuple[float, float]] = {}
+        block = self._block(dtype, places)
+        for x in sets:
+            for start in range(0, x.count, block):
+                part = self._sided(form, dtype, x.rows(start, start + block), places, pool).variances
+                for field, (low, high) in part.items():
+                    before = found.get(field, (np.inf, 0.0))
+                    found[field] = min(low, before[0]), max(high, before[1])
+        return {field: ends if ends[1] else (1.0, 1.0) for field, ends in found.items()}
 
     def _workers(self) -> int:
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, min(available, self.threads or available))
 
-    def _block(self, dtype: str, terms: int) -> int:
+    def _block(self, dtype: str, places: np.ndarray) -> int:
         """How many examples are taken at once."""
         source = self._variant("nngp", dtype, False).source
         lanes, size = source.lanes, np.dtype(dtype).itemsize
-        coefficients = size * source.coefficient_rows()[-1] * terms
+        coefficients = size * int(places[-1])
         if coefficients * lanes > _COEFFICIENTS:
             raise OutOfRangeError
         most = _COEFFICIENTS // max(coefficients, 1)
@@ -230,36 +251,36 @@ class FusedKernel:
         numbers = size * (source.offsets()[-1] + source.inputs()[-1] + 1)
         return max(lanes, min(1024, _SIDE // numbers, most) // lanes * lanes)
 
-    def _sided(self, form: Kind, dtype: str, x: Inputs, terms: int, pool: ThreadPoolExecutor) -> Sided:
+    def _sided(self, form: Kind, dtype: str, x: Inputs, places: np.ndarray, pool: ThreadPoolExecutor) -> Sided:
         """The one-sided quantities of a block of examples, with so many coefficients of each series."""
-        sided = self._sided_once(form, dtype, x, terms, False, pool)
+        sided = self._sided_once(form, dtype, x, places, False, pool)
         smallest = sided.smallest_root
         if smallest == 0.0:
-            sided = self._sided_once(form, dtype, x, terms, True, pool)
+            sided = self._sided_once(form, dtype, x, places, True, pool)
             smallest = sided.smallest_positive_root
         if smallest**2 < TINY[dtype] * 1e3:
             raise OutOfRangeError
         return sided
 
     def _sided_once(
-        self, form: Kind, dtype: str, x: Inputs, terms: int, guarded: bool, pool: ThreadPoolExecutor
+        self, form: Kind, dtype: str, x: Inputs, places: np.ndarray, guarded: bool, pool: ThreadPoolExecutor
     ) -> Sided:
         variant = self._variant(form, dtype, guarded)
         source = variant.source
-        lanes, places, slots = source.lanes, source.offsets(), source.layout.slots
+        lanes, starts, slots = source.lanes, source.offsets(), source.layout.slots
         padded = _padded(x, lanes)
         groups = padded.count // lanes
-        right = np.zeros((groups, places[-1], lanes), dtype)
-        for place, slot in zip(places, slots, strict=False):
+        right = np.zeros((groups, starts[-1], lanes), dtype)
+        for place, slot in zip(starts, slots, strict=False):
             if slot.known:
                 values = padded.quantities[slot.source].reshape(groups, lanes, -1).swapaxes(1, 2)
                 right[:, place : place + values.shape[1]] = values
         right = right.reshape(groups, -1)
-        coefficients = np.zeros((groups, source.coefficient_rows()[-1] * terms * lanes), dtype)
+        coefficients = np.zeros((groups, int(places[-1]) * lanes), dtype)
 
         def series(group: Any) -> tuple[Any, ...]:
             rows = coefficients[group].reshape(-1)
-            return (rows, rows, self._tables, np.empty(NODES + terms), terms) if source.series else ()
+            return (rows, rows, self._tables, np.empty(NODES), places) if source.series else ()
 
         if self.is_dense:
             inputs = np.stack([_own(padded, *pair) for pair in inner_fields(source.layout)])
@@ -279,7 +300,7 @@ class FusedKernel:
             list(pool.map(one, range(groups)))
         left, rows = (_by_example(a, lanes)[: x.count] for a in (right, coefficients))
         roots, ranges = [np.ones(1, dtype)], {}
-        for place, slot in zip(places, slots, strict=False):
+        for place, slot in zip(starts, slots, strict=False):
             for number, name in enumerate(slot.numbers):
                 values = left[:, place + number : place + slot.cells * slot.count : slot.count]
                 if name == "root":
@@ -297,20 +318,20 @@ class FusedKernel:
         right: Sided,
         result: np.ndarray,
         diagonal: bool,
-        terms: int,
+        places: np.ndarray,
         pool: ThreadPoolExecutor,
     ) -> None:
         """K and Θ between two blocks; on the diagonal of a symmetric matrix at least those above it."""
         variant = self._variant(form, result.dtype.name, left.guarded or right.guarded)
         tile = self._dense_tile if self.is_dense else self._plane_tile
-        tile(variant, left, right, result, diagonal, terms, pool)
+        tile(variant, left, right, result, diagonal, places, pool)
 
     def _dense_tile(
-        self, variant, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, terms: int, pool
+        self, variant, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, places: np.ndarray, pool
     ) -> None:
         """Panel by panel: a matrix product into a buffer that stays in the cache, then all layers in place."""
         lanes, dtype, columns = variant.source.lanes, result.dtype, right.padded.count
-        per_column, per_row = variant.source.offsets()[-1], variant.source.coefficient_rows()[-1]
+        per_column, per_row = variant.source.offsets()[-1], int(places[-1])
         pairs, outputs = inner_fields(variant.source.layout), len(variant.source.outputs)
         names = equal_examples(left, right)
         spare = np.empty(
@@ -342,8 +363,8 @@ class FusedKernel:
             )
             further: tuple[Any, ...] = ()
             if variant.source.series:
-                behind = right.coefficients.reshape(-1)[skip * per_row * terms :]
-                further = left.rows[start:stop].reshape(-1), behind, terms
+                behind = right.coefficients.reshape(-1)[skip * per_row :]
+                further = left.rows[start:stop].reshape(-1), behind, places
             step = -(-rows // (4 * self._workers()))
             cuts = range(0, rows, step)
             ends = [min(cut + step, rows) for cut in cuts]
@@ -363,7 +384,7 @@ class FusedKernel:
                 result[:, stop:, start:stop] = np.swapaxes(found[:, :, stop - skip :], 1, 2)
 
     def _plane_tile(
-        self, variant, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, terms: int, pool
+        self, variant, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, places: np.ndarray, pool
     ) -> None:
         lanes, outputs = variant.source.lanes, len(variant.source.outputs)
         rows_at_once = ROWS_AT_ONCE if variant.source.layout.traced and len(variant.source.layout.segments) == 1 else 4
@@ -374,7 +395,7 @@ class FusedKernel:
             variant.pair(
                 left.left[start:stop], right.right[group], left.inputs[start:stop], right.lanes_of[group],
                 *variant.pair_numbers, *variant.scratch_arrays(), out.reshape(-1), 0, stop - start,
-                *((left.rows[start:stop], right.coefficients[group], terms) if variant.source.series else ()),
+                *((left.rows[start:stop], right.coefficients[group], places) if variant.source.series else ()),
             )  # fmt: skip
             first = group * lanes
             last = min(first + lanes, right.count)
@@ -429,7 +450,7 @@ def _by_example(lanes_last: np.ndarray, lanes: int) -> np.ndarray:
 
 def _range(variances: np.ndarray) -> tuple[float, float]:
     positive = variances[variances != 0.0]
-    return (float(positive.min()), float(positive.max())) if positive.size else (1.0, 1.0)
+    return (float(positive.min()), float(positive.max())) if positive.size else (np.inf, 0.0)
 
 
 def _padded(x: Inputs, lanes: int) -> Inputs:

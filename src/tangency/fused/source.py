@@ -74,17 +74,21 @@ class Source:
             places.append(places[-1] + cells * width)
         return places
 
-    def coefficient_rows(self) -> list[int]:
-        """Where the rows of coefficients of each slot start among those of an example, and their number."""
+    def series_places(self) -> list[int]:
+        """Where each slot's entries in K start, and where its last one is.
+
+        For every series of a slot, K has where its coefficients start among those of an example and how many there
+        are at each position; at the end, how many an example has in all.
+        """
         places = [0]
         for slot in self.layout.slots:
-            places.append(places[-1] + slot.cells * len(slot.series))
+            places.append(places[-1] + 2 * len(slot.series))
         return places
 
     @property
     def series(self) -> str:
         """The further arguments of programs with series: coefficients of both sides, tables, scratch, their number."""
-        if not self.coefficient_rows()[-1]:
+        if not self.series_places()[-1]:
             return ""
         return ", C, H, K" if self.mode == "pair" else ", C, H, M, W, K"
 
@@ -102,8 +106,10 @@ class Source:
         found = (i for i in self.layout.fields if isinstance(self.layout.program.statements[i], Total))
         return {index: place for place, index in enumerate(found)}
 
-    def writer(self, load, side, address, row) -> Writer:
-        return Writer(self.layout, self.dtype, self.lanes, self.mode, self.guarded, load, side, address, row)
+    def writer(self, load, side, address, row, terms, count) -> Writer:
+        return Writer(
+            self.layout, self.dtype, self.lanes, self.mode, self.guarded, load, side, address, row, terms, count
+        )
 
 
 def prologue(writer: Writer) -> list[str]:

@@ -10,19 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .lookup import DECADES, NODES, PANELS, PANELS_PER_DECADE
+from .lookup import DECADES, GROUP, NODES, PANELS, PANELS_PER_DECADE
 
 ACCURACY = 1e-13
 """Error of a table, in units of the root of its mean square."""
 
-AIM = {"float32": 1e-8, "float64": 1e-14}
+AIM = {"float32": 3e-8, "float64": 1e-14}
 """What the terms beyond those used may add up to, in units of √(E f² E g²)."""
 
 PROMISE = {"float32": 1e-7, "float64": 1e-9}
 """As `AIM`, where all terms of the tables are used; with more left over, the kernel is not evaluated here."""
-
-GROUP = 4
-"""Terms that are summed side by side: their number is a multiple."""
 
 _EXTREMES = 7
 
@@ -101,7 +98,7 @@ def fit(values: np.ndarray, zero: np.ndarray, *, parity: bool = True, size: np.n
 
 
 def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int:
-    """How many terms of E[f(u) g(v)] are needed between two variances, the rest as one more counted.
+    """How many terms of E[f(u) g(v)] are needed between two variances.
 
     Raises:
         OutOfRangeError: a variance is not in the tables, or they have too few terms for it.
@@ -116,7 +113,7 @@ def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int
     if errors[-1] > PROMISE[dtype]:
         raise OutOfRangeError
     enough = errors <= AIM[dtype]
-    needed = (int(np.argmax(enough)) if enough.any() else count - 1) + 1
+    needed = max(int(np.argmax(enough)) if enough.any() else count - 1, 1)
     return needed + -needed % GROUP
 
 
