@@ -11,7 +11,6 @@ from .program import Rule as Rule
 from .program import Series as Series
 from .run import FusedKernel as FusedKernel
 from .run import Inputs as Inputs
+from .tables import Evaluated as Evaluated
 from .tables import OutOfRangeError as OutOfRangeError
 from .tables import Table as Table
-from .tables import fit as fit
-from .tables import nodes as nodes

@@ -155,12 +155,12 @@ class Writer:
     def _look_up(self, slot: int, table: int) -> None:
         """A table's mean and coefficients at the variances of the lanes, which have been stored."""
         known = tables(self.layout.program)
-        start = sum(t.rows.size for t in known[:table])
+        start = sum(t.size for t in known[:table])
         rows = table in self.layout.slots[slot].series
         place = self.row("b", slot, table) if rows else "0"
         places = (self.address(slot, number) for number in ("variance", mean_of(table)))
         self.lines.append(
-            f"look_up(B, {', '.join(places)}, M, {start}, {known[table].rows.shape[1]}, H, {place}, "
+            f"look_up(B, {', '.join(places)}, M, {start}, {known[table].columns}, H, {place}, "
             f"{self.terms(slot, table) if rows else '0'}, W, {self.lanes}, {AIM[self.dtype]})"
         )
 

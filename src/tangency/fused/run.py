@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,9 +87,12 @@ class FusedKernel:
         if {slot.source for slot in layout.slots if not slot.known} - set(self._nngp.fields):
             raise NotFusedError("a tangent that needs moments of its own")
         self.is_dense = not layout.segments
-        self._tables = np.concatenate([*(table.rows.reshape(-1) for table in tables(program)), np.zeros(1)])
         self._deep_tail = any(isinstance(program.statements[i], Dual) for i in layout.tail)
         self._texts("both", "float32", False)
+
+    @cached_property
+    def _table_rows(self) -> np.ndarray:
+        return np.concatenate([table.rows.reshape(-1) for table in tables(self.program)])
 
     @property
     def work(self) -> float:
@@ -280,7 +284,7 @@ class FusedKernel:
 
         def series(group: Any) -> tuple[Any, ...]:
             rows = coefficients[group].reshape(-1)
-            return (rows, rows, self._tables, np.empty(NODES), places) if source.series else ()
+            return (rows, rows, self._table_rows, np.empty(NODES), places) if source.series else ()
 
         if self.is_dense:
             inputs = np.stack([_own(padded, *pair) for pair in inner_fields(source.layout)])

@@ -6,7 +6,10 @@ coefficients are numbers of one example, so that they are looked up; what is lef
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 
@@ -28,10 +31,8 @@ class OutOfRangeError(Exception):
     """Variances for which the fused arithmetic is not accurate enough; the XLA path must serve."""
 
 
-def nodes() -> np.ndarray:
-    """The variances at which tabulated functions are evaluated, [PANELS, NODES]."""
-    x = np.arange(PANELS)[:, None] + 0.5 * (_chebyshev_nodes() + 1.0)
-    return 10.0 ** (DECADES[0] + x / PANELS_PER_DECADE)
+Evaluated: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Columns at variances, [PANELS, NODES, columns], and at variance 0; the size of the mean, [PANELS, NODES]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +40,48 @@ class Table:
     """A mean, E[f(u) g(u)], and the Hermite coefficients h_k of f, k = first, first + step, …, of one variance.
 
     Attributes:
-        rows: [1 + PANELS · NODES, 1 + coefficients]: at variance 0, and the Chebyshev coefficients of each panel.
-        smallest, largest: the variances between which it is accurate.
+        columns: how many numbers that are.
+        evaluate: finds them at many variances, when they are first needed.
     """
 
-    rows: np.ndarray
     first: int
     step: int
-    smallest: float
-    largest: float
+    columns: int
+    evaluate: Callable[[np.ndarray], Evaluated]
+
+    @property
+    def size(self) -> int:
+        return (1 + PANELS * NODES) * self.columns
+
+    @property
+    def rows(self) -> np.ndarray:
+        """[1 + PANELS · NODES, columns]: at variance 0, and the Chebyshev coefficients of each panel."""
+        return self._fitted[0]
+
+    @property
+    def accurate(self) -> tuple[float, float]:
+        """The variances between which the table is; (∞, 0) if it is nowhere."""
+        return self._fitted[1]
+
+    @cached_property
+    def _fitted(self) -> tuple[np.ndarray, tuple[float, float]]:
+        x = np.arange(PANELS)[:, None] + 0.5 * (_chebyshev_nodes() + 1.0)
+        values, zero, size = self.evaluate(10.0 ** (DECADES[0] + x / PANELS_PER_DECADE))
+        transform = (2.0 / NODES) * np.cos(np.arange(NODES)[:, None] * np.arccos(_chebyshev_nodes()))
+        transform[0] /= 2.0
+        with np.errstate(all="ignore"):
+            fitted = np.einsum("dn,pnk->pdk", transform, values)
+            scale = np.max(size, axis=1)[:, None, None] ** np.array([1.0] + [0.5] * (self.columns - 1))
+            error = np.max(np.abs(fitted[:, -2:]) / scale, axis=(1, 2))
+        good = np.isfinite(error) & (error <= ACCURACY)
+        middle = -DECADES[0] * PANELS_PER_DECADE
+        rows = np.concatenate([zero[None], np.where(good[:, None, None], fitted, 0.0).reshape(-1, self.columns)])
+        if not (good[middle - 1] and good[middle]):
+            return rows, (np.inf, 0.0)
+        bad = np.flatnonzero(~good)
+        low, high = max(bad[bad < middle], default=-1) + 1, min(bad[bad > middle], default=PANELS)
+        start, end = (10.0 ** (DECADES[0] + int(panel) / PANELS_PER_DECADE) for panel in (low, high))
+        return rows, (start, end)
 
     def at(self, variances: np.ndarray) -> np.ndarray:
         """The mean and the coefficients, [n, columns], at positive variances of the table."""
@@ -70,33 +104,6 @@ class Table:
         return np.max(np.append(inside, np.zeros((len(inside), 1)), axis=1) + beyond[:, None], axis=0)
 
 
-def fit(values: np.ndarray, zero: np.ndarray, *, parity: bool = True, size: np.ndarray | None = None) -> Table | None:
-    """The table of what was evaluated at `nodes()`, [PANELS, NODES, columns], and at 0; None if it is accurate nowhere.
-
-    With `parity`, coefficients that vanish because the function is odd or even are left out. `size`: what errors of
-    the mean are relative to, [PANELS, NODES]; itself if None.
-    """
-    transform = (2.0 / NODES) * np.cos(np.arange(NODES)[:, None] * np.arccos(_chebyshev_nodes()))
-    transform[0] /= 2.0
-    with np.errstate(all="ignore"):
-        fitted = np.einsum("dn,pnk->pdk", transform, values)
-        square = np.max(values[..., 0] if size is None else size, axis=1)[:, None, None]
-        size = square ** np.array([1.0] + [0.5] * (values.shape[2] - 1))
-        error = np.max(np.abs(fitted[:, -2:]) / size, axis=(1, 2))
-    good = np.isfinite(error) & (error <= ACCURACY)
-    middle = -DECADES[0] * PANELS_PER_DECADE
-    if not (good[middle - 1] and good[middle]):
-        return None
-    bad = np.flatnonzero(~good)
-    low = int(max(bad[bad < middle], default=-1)) + 1
-    high = int(min(bad[bad > middle], default=PANELS))
-    first, step = _parity(np.abs(fitted[low:high] / size[low:high])[..., 1:]) if parity else (0, 1)
-    columns = [0, *range(1 + first, values.shape[2], step)]
-    rows = np.concatenate([zero[None], np.where(good[:, None, None], fitted, 0.0).reshape(PANELS * NODES, -1)])
-    ends = (10.0 ** (DECADES[0] + end / PANELS_PER_DECADE) for end in (low, high))
-    return Table(np.ascontiguousarray(rows[:, columns]), first, step, *ends)
-
-
 def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int:
     """How many terms of E[f(u) g(v)] are needed between two variances.
 
@@ -104,7 +111,7 @@ def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int
         OutOfRangeError: a variance is not in the tables, or they have too few terms for it.
     """
     low, high = variances
-    if low < max(f.smallest, g.smallest) or high > min(f.largest, g.largest):
+    if low < max(f.accurate[0], g.accurate[0]) or high > min(f.accurate[1], g.accurate[1]):
         raise OutOfRangeError
     chosen = np.geomspace(low, high, _EXTREMES)
     left, right = f.tails(chosen), g.tails(chosen)
@@ -119,10 +126,3 @@ def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int
 
 def _chebyshev_nodes() -> np.ndarray:
     return np.cos((np.arange(NODES) + 0.5) * (np.pi / NODES))
-
-
-def _parity(sizes: np.ndarray) -> tuple[int, int]:
-    even, odd = (float(np.max(sizes[..., k::2], initial=0.0)) for k in (0, 1))
-    if even < ACCURACY:
-        return 1, 2
-    return (0, 2) if odd < ACCURACY else (0, 1)
