@@ -63,6 +63,7 @@ ROWS: dict[str, tuple[Callable[[Any], eqx.Module], int, int]] = {
     "Myrtle-5": (convolutions(4, "average", (1, 2, 3)), 8, 1),
     "dense ReLU": (dense("relu"), DENSE_N, 1000),
     "dense GELU": (dense("gelu"), DENSE_N, 1000),
+    "dense tanh": (dense("tanh"), DENSE_N, 1000),
 }
 """Network, examples of the fused row (all pairs of them), and of the XLA row."""
 

@@ -216,8 +216,6 @@ def test_what_cannot_be_fused_is_left_to_xla_and_says_so():
     make = network(conv(3, 3), relu, lambda key: eqx.nn.MaxPool2d(2), head="average", positions=0)
     kernel = limit(make, numerical=True, fused=True, input_shape=CONV)
     assert "evaluated by XLA: no fused form for a numerical rule" in str(kernel)
-    tanh = limit(lambda key: eqx.nn.MLP(3, 1, 8, 1, activation=jnp.tanh, key=key), fused=True, input_shape=(3,))
-    assert "evaluated by XLA" in str(tanh)
     assert "switched off" in str(limit(make, numerical=True, fused=False, input_shape=CONV))
 
 

@@ -8,6 +8,9 @@ from .program import Operand as Operand
 from .program import Piecewise as Piecewise
 from .program import PiecewiseLinear as PiecewiseLinear
 from .program import Rule as Rule
+from .program import Series as Series
 from .run import FusedKernel as FusedKernel
 from .run import Inputs as Inputs
-from .run import OutOfRangeError as OutOfRangeError
+from .tables import Evaluated as Evaluated
+from .tables import OutOfRangeError as OutOfRangeError
+from .tables import Table as Table

@@ -56,7 +56,7 @@ def _digest(text: str) -> str:
 
 @lru_cache
 def _instructions() -> str:
-    return Path(__file__).with_name("simd.py").read_text()
+    return "\0".join(Path(__file__).with_name(name).read_text() for name in ("simd.py", "lookup.py"))
 
 
 def _written(stem: str, text: str) -> Path | None:

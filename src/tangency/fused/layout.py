@@ -21,16 +21,18 @@ from .program import (
     Piecewise,
     Pool,
     Program,
+    Series,
     Slide,
     Sum,
     Total,
     needed,
     operands,
+    tables,
 )
 
 Pair = tuple[int, int]
 
-NUMBERS = {Piecewise: ("inverse", "root"), Formula: ("variance",)}
+NUMBERS = {Piecewise: ("inverse", "root"), Formula: ("variance",), Series: ("inverse", "variance")}
 """What the rules need of a variance: its root and the root's inverse, or itself."""
 
 
@@ -67,16 +69,27 @@ class Segment:
 
 @dataclass(frozen=True)
 class Slot:
-    """One-sided quantities: these numbers at each position. `source` is a Dual's field or a Known's index."""
+    """One-sided quantities: these numbers at each position. `source` is a Dual's field or a Known's index.
+
+    `series`: the tables whose coefficients are needed as well. They are kept in an array of their own, because how many
+    there are is decided by the variances. `means`: the tables whose mean is; where coefficients are needed, how many
+    of them and how many at most in a group of examples follow it.
+    """
 
     source: int
     grid: Pair
     numbers: tuple[str, ...]
     known: bool = False
+    series: tuple[int, ...] = ()
+    means: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
         return len(self.numbers)
+
+    @property
+    def cells(self) -> int:
+        return self.grid[0] * self.grid[1]
 
 
 @dataclass
@@ -141,6 +154,20 @@ class Layout:
         return found
 
 
+def terms_of(table: int, most: bool) -> str:
+    """The name of the number of its terms, or of the largest number in a group of examples."""
+    return f"{'most' if most else 'terms'}{table}"
+
+
+def _numbers_of(table: int, series: bool) -> tuple[str, ...]:
+    return (mean_of(table), terms_of(table, False), terms_of(table, True)) if series else (mean_of(table),)
+
+
+def mean_of(table: int) -> str:
+    """The name of a table's mean among the numbers of a slot."""
+    return f"mean{table}"
+
+
 def grid(space: tuple[int, ...]) -> Pair:
     if len(space) > 2:
         raise NotFusedError("more than two axes of positions")
@@ -191,11 +218,22 @@ def _slots(program: Program, wanted: tuple[int, ...]) -> list[Slot]:
     """The one-sided quantities: the variance of every Dual's field, and Known coefficients."""
     spaces = program.spaces
     numbers: dict[int, set[str]] = {}
+    series: dict[int, set[int]] = {}
+    means: dict[int, set[int]] = {}
+    known = tables(program)
     for i in wanted:
         statement = program.statements[i]
         if isinstance(statement, Dual):
             numbers.setdefault(statement.field, set()).update(NUMBERS[type(statement.rule)])
-    slots = [Slot(i, grid(spaces[i]), tuple(sorted(numbers[i]))) for i in sorted(numbers)]
+            if isinstance(rule := statement.rule, Series):
+                f, g, mean = (known.index(table) for table in (rule.f, rule.g, rule.mean))
+                series.setdefault(statement.field, set()).update((f, g))
+                means.setdefault(statement.field, set()).update((f, g, mean))
+    slots = []
+    for i in sorted(numbers):
+        rows, mean = (tuple(sorted(used.get(i, ()))) for used in (series, means))
+        names = (*sorted(numbers[i]), *(name for table in mean for name in _numbers_of(table, table in rows)))
+        slots.append(Slot(i, grid(spaces[i]), names, series=rows, means=mean))
     used = {q for i in wanted for part in _parts(program, i) for q in (*part[1], *part[2])}
     for quantity in sorted(used):
         grids = {grid(spaces[i]) for i in wanted for part in _parts(program, i) if quantity in (*part[1], *part[2])}

@@ -49,14 +49,14 @@ Linear = Mapping[tuple[Knowns, Knowns, int], float]
 """A linear combination of fields: factors by (left quantities, right quantities, field)."""
 
 
-Rules = Callable[[Elementwise, Elementwise], Rule | None]
+Rules = Callable[[Elementwise, Elementwise], Rule]
 Array = tuple[Known, tuple[int, ...]]
 """A Known array over (*positions, width), with the axes of positions that are taken to be width."""
 
 
 @dataclass
 class Lowering:
-    """The statements so far. `rules` says how E[f(u) g(v)] is found: None where it has no fused form."""
+    """The statements so far. `rules` says how E[f(u) g(v)] is found, or raises NotFusedError."""
 
     rules: Rules
     statements: list[Statement] = field(default_factory=list)
@@ -298,8 +298,6 @@ class Lowering:
         if left.parameters or right.parameters:
             raise NotFusedError("an activation with parameters that depend on the input")
         rule = self.rules(left, right)
-        if rule is None:
-            raise NotFusedError(f"the activation {f.function.label or g.function.label or 'without a name'}")
         place = self.field_of(self.query(u, u)[0], u.space)
         if place is None:
             raise NotFusedError("an activation of a signal without randomness")

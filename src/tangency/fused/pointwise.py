@@ -6,9 +6,26 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .layout import Layout
+from .layout import Layout, mean_of
+from .lookup import GROUP
 from .polynomials import arccosine, arctangent, integrated
-from .program import Dual, Formula, Inner, One, Operand, Piecewise, PiecewiseLinear, Pool, Slide, Sum, Times, Total
+from .program import (
+    Dual,
+    Formula,
+    Inner,
+    One,
+    Operand,
+    Piecewise,
+    PiecewiseLinear,
+    Pool,
+    Series,
+    Slide,
+    Sum,
+    Times,
+    Total,
+    tables,
+)
+from .tables import AIM
 
 MEAN = math.sqrt(2.0 / math.pi)
 TINY = {"float32": 1e-30, "float64": 1e-250}
@@ -37,17 +54,25 @@ class Writer:
             it meets itself at different ones.
         guarded: whether variances may be zero.
         load: how to get a field that is not computed here (a slid one, a stored one, a total).
+        lanes: examples of x2 in a vector.
         side: (side, slot number, which of its numbers) -> an expression.
-        keep: in mode "first": (slot number, which, variable) -> the line that stores it.
+        address: in mode "first": (slot number, which of its numbers) -> its place in B.
+        row: (side, slot number, table) -> where its coefficients start, in C or H.
+        terms: (slot number, table) -> how many there are.
+        count: (side, slot number, table) -> how many of them are needed.
     """
 
     layout: Layout
     dtype: str
+    lanes: int
     mode: str
     guarded: bool
     load: Callable[[int], str]
     side: Callable[[str, int, str], str]
-    keep: Callable[[int, str, str], str]
+    address: Callable[[int, str], str]
+    row: Callable[[str, int, int], str]
+    terms: Callable[[int, int], str]
+    count: Callable[[str, int, int], str]
     constants: dict[str, str] = field(default_factory=dict)
     factors: list[float] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -88,6 +113,8 @@ class Writer:
                 value = self.dual(place, f, g)
             case Dual(place, Formula(steps)):
                 value = self.formula(place, steps)
+            case Dual(place, Series() as rule):
+                value = self.series(place, rule)
             case One():
                 value = self.constant(1.0)
         self.names[index] = self.define(f"v{len(self.names)}", value)
@@ -113,9 +140,29 @@ class Writer:
         c, local = self.of(index), len(self.shared)
         names = self.shared[index] = {"id": str(local)}
         for number in self.layout.slots[slot].numbers:
-            name = c if number == "variance" else self._root(c, local) if number == "root" else self._inverse(c, local)
-            self.lines.append(self.keep(slot, number, name))
-            names["a" + number] = names["b" + number] = name
+            if number in ("variance", "root", "inverse"):
+                name = c
+                if number != "variance":
+                    name = self._root(c, local) if number == "root" else self._inverse(c, local)
+                self.lines.append(f"store(B, {self.address(slot, number)}, {name})")
+                names["a" + number] = names["b" + number] = name
+        for table in self.layout.slots[slot].means:
+            number = mean_of(table)
+            self._look_up(slot, table)
+            names["a" + number] = self.define(f"{number}_{local}", f"load(B, {self.address(slot, number)})")
+            names["b" + number] = names["a" + number]
+
+    def _look_up(self, slot: int, table: int) -> None:
+        """A table's mean and coefficients at the variances of the lanes, which have been stored."""
+        known = tables(self.layout.program)
+        start = sum(t.size for t in known[:table])
+        rows = table in self.layout.slots[slot].series
+        place = self.row("b", slot, table) if rows else "0"
+        places = (self.address(slot, number) for number in ("variance", mean_of(table)))
+        self.lines.append(
+            f"look_up(B, {', '.join(places)}, M, {start}, {known[table].columns}, H, {place}, "
+            f"{self.terms(slot, table) if rows else '0'}, W, {self.lanes}, {AIM[self.dtype]})"
+        )
 
     def _root(self, c: str, local: int) -> str:
         zero = self.constant(0.0)
@@ -158,10 +205,20 @@ class Writer:
             assert slot is not None
             names = self.shared[place] = {"id": str(len(self.shared))}
             for number in self.layout.slots[slot].numbers:
+                if number.startswith(("terms", "most")):
+                    continue
                 for side in "ab":
                     key = f"{side}{number}"
                     names[key] = self.define(f"{key}_{names['id']}", self.side(side, slot, number))
         return self.shared[place]
+
+    def _correlation(self, place: int) -> str:
+        """ρ, which rounding may have taken a little beyond ±1."""
+        names = self._roots(place)
+        if "rho" not in names:
+            value = f"({self.of(place)} * {names['ainverse']}) * {names['binverse']}"
+            names["rho"] = self.define(f"rho_{names['id']}", value)
+        return names["rho"]
 
     def _angle(self, place: int) -> dict[str, str]:
         """ρ, |ρ| and the parts of the arc cosine that all duals of the field use."""
@@ -169,8 +226,7 @@ class Writer:
         if "m" in names:
             return names
         local, one = names["id"], self.constant(1.0)
-        names["rho"] = self.define(f"rho_{local}", f"({self.of(place)} * {names['ainverse']}) * {names['binverse']}")
-        m = self.define(f"m_{local}", f"absolute({names['rho']})")
+        m = self.define(f"m_{local}", f"absolute({self._correlation(place)})")
         names["m"] = self.define(m, f"where_less({m}, {one}, {m}, {one})")
         names["y"] = self.define(f"y_{local}", f"{one} - {names['m']}")
         names["t"] = self.define(f"t_{local}", f"sqrt({names['y']})")
@@ -306,3 +362,50 @@ class Writer:
             total = f"fma({total}, {square}, {self.constant(coefficient)})"
         angle = self.define(f"e{len(self.lines)}", f"{ratio} * {total}")
         return f"copysign(where_less({x}, {size}, {self.constant(math.pi / 2)} - {angle}, {angle}), {y})"
+
+    def series(self, place: int, rule: Series) -> str:
+        """Σ_k h_k h'_k ρ^k, in groups of terms that do not wait for each other; the mean where u and v are equal."""
+        names, known = self._roots(place), tables(self.layout.program)
+        f, g, mean = (known.index(table) for table in (rule.f, rule.g, rule.mean))
+        if self.mode == "first":
+            return names["a" + mean_of(mean)]
+        slot = self.slot(place, False)
+        assert slot is not None
+        x, fourth = self._powers(place, rule.f.step)
+        local = len(self.lines)
+        sums = [self.define(f"s{local}_{r}", self.constant(0.0)) for r in range(GROUP)]
+        left, right = (self.define(f"h{side}{local}", self.row(side, slot, t)) for side, t in (("a", f), ("b", g)))
+        if f == g:
+            both = f"{self.count('a', slot, f)} + {self.count('b', slot, g)}"
+            count = self.define(f"k{local}", f"int({both} + {2 * GROUP - 1}) // {2 * GROUP} * {GROUP}")
+        else:
+            count = self.define(f"k{local}", f"min({self.terms(slot, f)}, {self.terms(slot, g)})")
+        self.lines.append(f"for k in range({count} - {GROUP}, -1, -{GROUP}):")
+        for r, total in enumerate(sums):
+            here = (
+                f"spread(C, {left} + k + {r})" if self.mode == "pair" else f"load(C, {left} + (k + {r}) * {self.lanes})"
+            )
+            product = f"{here} * load(H, {right} + (k + {r}) * {self.lanes})"
+            self.lines.append(f"    {total} = fma({total}, {fourth}, {product})")
+        total = sums[-1]
+        for lower in sums[-2::-1]:
+            total = f"fma({total}, {x}, {lower})"
+        if rule.f.first:
+            total = f"{names['clamped']} * {total}"
+        value = self.define(f"e{len(self.lines)}", total)
+        equal = f"where_equal({names['avariance']}, {names['bvariance']}, {names['a' + mean_of(mean)]}, {value})"
+        return f"where_less({names['rho']}, {self.constant(1.0)}, {value}, {equal})"
+
+    def _powers(self, place: int, step: int) -> tuple[str, str]:
+        """x = ρ or ρ², and x⁴, for ρ held within ±1."""
+        names, one, minus = self._roots(place), self.constant(1.0), self.constant(-1.0)
+        local, rho = names["id"], self._correlation(place)
+        if "clamped" not in names:
+            names["clamped"] = self.define(f"r_{local}", f"where_less({rho}, {one}, {rho}, {one})")
+            self.define(names["clamped"], f"where_less({minus}, {names['clamped']}, {names['clamped']}, {minus})")
+        x = names["clamped"]
+        if step == 2:
+            x = names["x2"] = names.get("x2") or self.define(f"x2_{local}", f"{x} * {x}")
+        if f"fourth{step}" not in names:
+            names[f"fourth{step}"] = self.define(f"fourth{step}_{local}", f"({x} * {x}) * ({x} * {x})")
+        return x, names[f"fourth{step}"]

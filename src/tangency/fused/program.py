@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..graph.space import Window
+from .tables import Table
 
 Space: TypeAlias = tuple[int, ...]
 
@@ -49,7 +50,16 @@ class Formula:
     steps: tuple[tuple[str, tuple[Operand, ...]], ...]
 
 
-Rule: TypeAlias = Piecewise | Formula
+@dataclass(frozen=True)
+class Series:
+    """E[f(u) g(v)] as a polynomial of the correlation; `mean` is E[f(u) g(u)]."""
+
+    f: Table
+    g: Table
+    mean: Table
+
+
+Rule: TypeAlias = Piecewise | Formula | Series
 
 
 @dataclass(frozen=True)
@@ -145,6 +155,12 @@ def operands(statement: Statement) -> tuple[int, ...]:
         case Dual(field) | Slide(field) | Pool(field) | Total(field):
             return (field,)
     return ()
+
+
+def tables(program: Program) -> tuple[Table, ...]:
+    """All tables of a program's rules; they are known by their places here."""
+    rules = [s.rule for s in program.statements if isinstance(s, Dual) and isinstance(s.rule, Series)]
+    return tuple(dict.fromkeys(table for rule in rules for table in (rule.f, rule.g, rule.mean)))
 
 
 def needed(program: Program, results: tuple[int | None, ...]) -> tuple[int, ...]:

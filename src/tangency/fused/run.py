@@ -6,30 +6,33 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..types import Kind
 from .compile import compiled
+from .dense import dense_text, inner_fields
 from .layout import arrange
+from .lookup import NODES
+from .planes import pairs_within, plane_text
 from .pointwise import TINY
-from .program import Dual, NotFusedError, Program
-from .source import Source, dense_text, inner_fields, pairs_within, plane_text
+from .program import Dual, NotFusedError, Program, Series, tables
+from .source import Source
+from .tables import GROUP, OutOfRangeError, terms
 
 LANES = {"float32": 8, "float64": 4}
 DENSE_LANES = {"float32": 16, "float64": 8}
 _SIDE = 2**26
 """Bytes that the one-sided quantities of a block of examples may take."""
 
+_COEFFICIENTS = 2**28
+"""Bytes that their coefficients of series may take."""
+
 DENSE_ROWS = 1024
 DENSE_BLOCK = 16384
 ROWS_AT_ONCE = 64
-
-
-class OutOfRangeError(Exception):
-    """Variances too close to zero for the fused arithmetic; the XLA path must serve."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,10 @@ class FusedKernel:
         self._deep_tail = any(isinstance(program.statements[i], Dual) for i in layout.tail)
         self._texts("both", "float32", False)
 
+    @cached_property
+    def _table_rows(self) -> np.ndarray:
+        return np.concatenate([table.rows.reshape(-1) for table in tables(self.program)])
+
     @property
     def work(self) -> float:
         """Gaussian expectations in one pair of examples."""
@@ -135,14 +142,24 @@ class FusedKernel:
         computed, and mirrored.
 
         Raises:
-            OutOfRangeError: variances are too small to divide by.
+            OutOfRangeError: variances are too small to divide by, or beyond what the tables of a series serve for.
         """
+        return self._matrix(kind, x1, x2, self._terms(kind, x1, x2), progress)
+
+    def _matrix(
+        self,
+        kind: Kind,
+        x1: Inputs,
+        x2: Inputs | None,
+        places: np.ndarray,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
         dtype = x1.arrays[0].dtype.name
         other = x1 if x2 is None else x2
         form = self._form(kind)
         outputs = 2 if form == "both" else 1
         result = np.empty((outputs, x1.count, other.count), dtype)
-        block = self._block(dtype)
+        block = self._block(dtype, places)
         rows = [(s, min(s + block, x1.count)) for s in range(0, x1.count, block)]
         columns = [(s, min(s + block, other.count)) for s in range(0, other.count, block)]
         jobs = [(r, c) for r in rows for c in columns if x2 is not None or c[0] >= r[0]]
@@ -150,11 +167,11 @@ class FusedKernel:
             done: tuple[tuple[int, int], Any] | None = None
             for number, (r, c) in enumerate(jobs):
                 if done is None or done[0] != r:
-                    done = r, self._sided(form, dtype, x1.rows(*r), pool)
+                    done = r, self._sided(form, dtype, x1.rows(*r), places, pool)
                 left = done[1]
-                right = left if x2 is None and r == c else self._sided(form, dtype, other.rows(*c), pool)
+                right = left if x2 is None and r == c else self._sided(form, dtype, other.rows(*c), places, pool)
                 diagonal = x2 is None and r == c
-                self._tile(form, left, right, result[:, r[0] : r[1], c[0] : c[1]], diagonal, pool)
+                self._tile(form, left, right, result[:, r[0] : r[1], c[0] : c[1]], diagonal, places, pool)
                 if progress is not None:
                     progress(number + 1, len(jobs))
         if x2 is None:
@@ -170,88 +187,155 @@ class FusedKernel:
         dtype = x.arrays[0].dtype.name
         lanes = (DENSE_LANES if self.is_dense else LANES)[dtype]
         found = np.empty((2, x.count) if kind == "both" else x.count, dtype)
+        places = self._terms(kind, x, None)
         for start in range(0, x.count, lanes):
-            part = self.matrix(kind, x.rows(start, start + lanes), None)
+            part = self._matrix(kind, x.rows(start, start + lanes), None, places)
             found[..., start : start + lanes] = np.diagonal(part, axis1=-2, axis2=-1)
         return found
+
+    def _terms(self, kind: Kind, x1: Inputs, x2: Inputs | None) -> np.ndarray:
+        """What `Source.series_places` describes, for as many terms as the variances of all examples need.
+
+        Behind a pool, variances depend a little on the terms that they are computed with.
+        """
+        form, dtype, known = self._form(kind), x1.arrays[0].dtype.name, tables(self.program)
+        statements = [self.program.statements[i] for i in (self._nngp if form == "nngp" else self._both).fields]
+        rules = {(s.field, s.rule) for s in statements if isinstance(s, Dual) and isinstance(s.rule, Series)}
+        needed = {(field, known.index(table)): GROUP for field, rule in rules for table in (rule.f, rule.g)}
+        counts: dict[tuple[int, int], int] = {}
+        with ThreadPoolExecutor(self._workers()) as pool:
+            while any(number > counts.get(key, 0) for key, number in needed.items()):
+                counts = needed
+                places = self._places(counts)
+                ranges = self._ranges(form, dtype, (x1,) if x2 is None else (x1, x2), places, pool)
+                needed = dict.fromkeys(counts, 0)
+                for field, rule in rules:
+                    number = terms(rule.f, rule.g, ranges[field], dtype)
+                    for key in ((field, known.index(rule.f)), (field, known.index(rule.g))):
+                        needed[key] = max(needed[key], number)
+        return self._places(counts)
+
+    def _places(self, counts: dict[tuple[int, int], int]) -> np.ndarray:
+        found, start = [], 0
+        for slot in self._both.slots:
+            for table in slot.series:
+                number = counts.get((slot.source, table), 0)
+                found += [start, number]
+                start += slot.cells * number
+        return np.array([*found, start], np.int64)
+
+    def _ranges(
+        self, form: Kind, dtype: str, sets: tuple[Inputs, ...], places: np.ndarray, pool: ThreadPoolExecutor
+    ) -> dict[int, tuple[float, float]]:
+        """The smallest variance, other than 0, and the largest of every field that has a series."""
+        found: dict[int, tuple[float, float]] = {}
+        block = self._block(dtype, places)
+        for x in sets:
+            for start in range(0, x.count, block):
+                part = self._sided(form, dtype, x.rows(start, start + block), places, pool).variances
+                for field, (low, high) in part.items():
+                    before = found.get(field, (np.inf, 0.0))
+                    found[field] = min(low, before[0]), max(high, before[1])
+        return {field: ends if ends[1] else (1.0, 1.0) for field, ends in found.items()}
 
     def _workers(self) -> int:
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, min(available, self.threads or available))
 
-    def _block(self, dtype: str) -> int:
-        if self.is_dense:
-            return DENSE_BLOCK
+    def _block(self, dtype: str, places: np.ndarray) -> int:
+        """How many examples are taken at once."""
         source = self._variant("nngp", dtype, False).source
-        lanes = source.lanes
-        bytes_each = np.dtype(dtype).itemsize * (source.offsets()[-1] + source.inputs()[-1] + 1)
-        return max(lanes, min(1024, _SIDE // bytes_each) // lanes * lanes)
+        lanes, size = source.lanes, np.dtype(dtype).itemsize
+        coefficients = size * int(places[-1])
+        if coefficients * lanes > _COEFFICIENTS:
+            raise OutOfRangeError
+        most = _COEFFICIENTS // max(coefficients, 1)
+        if self.is_dense:
+            return min(DENSE_BLOCK, most // lanes * lanes)
+        numbers = size * (source.offsets()[-1] + source.inputs()[-1] + 1)
+        return max(lanes, min(1024, _SIDE // numbers, most) // lanes * lanes)
 
-    def _sided(self, form: Kind, dtype: str, x: Inputs, pool: ThreadPoolExecutor) -> Sided:
-        """The one-sided quantities of a block of examples."""
-        sided = self._sided_once(form, dtype, x, False, pool)
+    def _sided(self, form: Kind, dtype: str, x: Inputs, places: np.ndarray, pool: ThreadPoolExecutor) -> Sided:
+        """The one-sided quantities of a block of examples, with so many coefficients of each series."""
+        sided = self._sided_once(form, dtype, x, places, False, pool)
         smallest = sided.smallest_root
         if smallest == 0.0:
-            sided = self._sided_once(form, dtype, x, True, pool)
+            sided = self._sided_once(form, dtype, x, places, True, pool)
             smallest = sided.smallest_positive_root
         if smallest**2 < TINY[dtype] * 1e3:
             raise OutOfRangeError
         return sided
 
-    def _sided_once(self, form: Kind, dtype: str, x: Inputs, guarded: bool, pool: ThreadPoolExecutor) -> Sided:
+    def _sided_once(
+        self, form: Kind, dtype: str, x: Inputs, places: np.ndarray, guarded: bool, pool: ThreadPoolExecutor
+    ) -> Sided:
         variant = self._variant(form, dtype, guarded)
         source = variant.source
-        lanes, places = source.lanes, source.offsets()
+        lanes, starts, slots = source.lanes, source.offsets(), source.layout.slots
         padded = _padded(x, lanes)
-        known = [(places[k], slot) for k, slot in enumerate(source.layout.slots) if slot.known]
-        roots = [
-            (p + s.numbers.index("root"), s)
-            for p, s in zip(places, source.layout.slots, strict=False)
-            if "root" in s.numbers
-        ]
-        if self.is_dense:
-            columns = padded.count
-            own = np.stack([_own(padded, *pair) for pair in inner_fields(source.layout)])
-            right = np.zeros((places[-1], columns), dtype)
-            for place, slot in known:
-                right[place] = padded.quantities[slot.source].reshape(columns)
-            variant.first(own.reshape(-1), right.reshape(-1), columns, *variant.first_numbers)
-            left = np.ascontiguousarray(right[:, : x.count].T)
-            sizes = np.stack([right[place] for place, _ in roots]) if roots else np.ones((1, 1), dtype)
-            return Sided(x.count, guarded, padded, left, right.reshape(-1), own, np.empty(0), sizes)
-        inputs = np.concatenate([a.reshape(padded.count, -1) for a in padded.arrays], axis=1)
         groups = padded.count // lanes
-        lanes_of = np.ascontiguousarray(inputs.reshape(groups, lanes, -1).swapaxes(1, 2)).reshape(groups, -1)
-        right = np.zeros((groups, places[-1], lanes), dtype)
-        for place, slot in known:
-            values = padded.quantities[slot.source].reshape(groups, lanes, -1).swapaxes(1, 2)
-            right[:, place : place + values.shape[1]] = values
+        right = np.zeros((groups, starts[-1], lanes), dtype)
+        for place, slot in zip(starts, slots, strict=False):
+            if slot.known:
+                values = padded.quantities[slot.source].reshape(groups, lanes, -1).swapaxes(1, 2)
+                right[:, place : place + values.shape[1]] = values
         right = right.reshape(groups, -1)
+        coefficients = np.zeros((groups, int(places[-1]) * lanes), dtype)
 
-        def one(group: int) -> None:
-            scratch, out = variant.scratch_arrays(), np.empty(2 * lanes, dtype)
-            variant.first(right[group], lanes_of[group], *variant.first_numbers, *scratch, out)
+        def series(group: Any) -> tuple[Any, ...]:
+            rows = coefficients[group].reshape(-1)
+            return (rows, rows, self._table_rows, np.empty(NODES), places) if source.series else ()
 
-        list(pool.map(one, range(groups)))
-        by_lane = right.reshape(groups, -1, lanes)
-        left = np.ascontiguousarray(by_lane.swapaxes(1, 2)).reshape(groups * lanes, -1)[: x.count]
-        sizes = [left[:, p : p + s.grid[0] * s.grid[1] * s.count : s.count].reshape(-1) for p, s in roots]
+        if self.is_dense:
+            inputs = np.stack([_own(padded, *pair) for pair in inner_fields(source.layout)])
+            lanes_of = np.empty(0)
+            further = series(slice(None))
+            variant.first(inputs.reshape(-1), right.reshape(-1), padded.count, *variant.first_numbers, *further)
+        else:
+            inputs = np.concatenate([a.reshape(padded.count, -1) for a in padded.arrays], axis=1)
+            lanes_of = np.ascontiguousarray(inputs.reshape(groups, lanes, -1).swapaxes(1, 2)).reshape(groups, -1)
+            inputs = inputs[: x.count]
+
+            def one(group: int) -> None:
+                scratch, out = variant.scratch_arrays(), np.empty(2 * lanes, dtype)
+                own = right[group], lanes_of[group], *variant.first_numbers, *scratch, out, *series(group)
+                variant.first(*own)
+
+            list(pool.map(one, range(groups)))
+        left, rows = (_by_example(a, lanes)[: x.count] for a in (right, coefficients))
+        roots, ranges = [np.ones(1, dtype)], {}
+        for place, slot in zip(starts, slots, strict=False):
+            for number, name in enumerate(slot.numbers):
+                values = left[:, place + number : place + slot.cells * slot.count : slot.count]
+                if name == "root":
+                    roots.append(values.reshape(-1))
+                if name == "variance" and slot.series:
+                    ranges[slot.source] = _range(values)
         return Sided(
-            x.count, guarded, padded, left, right, inputs[: x.count], lanes_of,
-            np.concatenate(sizes) if sizes else np.ones(1, dtype),
-        )  # fmt: skip
+            x.count, guarded, padded, left, right, inputs, lanes_of, rows, coefficients, np.concatenate(roots), ranges
+        )
 
     def _tile(
-        self, form: Kind, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, pool: ThreadPoolExecutor
+        self,
+        form: Kind,
+        left: Sided,
+        right: Sided,
+        result: np.ndarray,
+        diagonal: bool,
+        places: np.ndarray,
+        pool: ThreadPoolExecutor,
     ) -> None:
         """K and Θ between two blocks; on the diagonal of a symmetric matrix at least those above it."""
         variant = self._variant(form, result.dtype.name, left.guarded or right.guarded)
         tile = self._dense_tile if self.is_dense else self._plane_tile
-        tile(variant, left, right, result, diagonal, pool)
+        tile(variant, left, right, result, diagonal, places, pool)
 
-    def _dense_tile(self, variant, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, pool) -> None:
+    def _dense_tile(
+        self, variant, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, places: np.ndarray, pool
+    ) -> None:
         """Panel by panel: a matrix product into a buffer that stays in the cache, then all layers in place."""
         lanes, dtype, columns = variant.source.lanes, result.dtype, right.padded.count
+        per_column, per_row = variant.source.offsets()[-1], int(places[-1])
         pairs, outputs = inner_fields(variant.source.layout), len(variant.source.outputs)
         names = equal_examples(left, right)
         spare = np.empty(
@@ -272,21 +356,30 @@ class FusedKernel:
                 if names is not None:
                     equal = names[0][start:stop, None] == names[1][None, skip:]
                     np.copyto(products[k, :, : right.count - skip], left.inputs[k, start:stop, None], where=equal)
-            sides = np.ascontiguousarray(right.right.reshape(-1, columns)[:, skip:]).reshape(-1)
             fixed = (
                 products.reshape(-1),
-                left.left[start:stop],
-                sides,
+                left.left[start:stop].reshape(-1),
+                right.right.reshape(-1)[skip * per_column :],
                 wide,
                 *variant.pair_numbers,
                 out.reshape(-1),
                 rows,
             )
+            further: tuple[Any, ...] = ()
+            if variant.source.series:
+                behind = right.coefficients.reshape(-1)[skip * per_row :]
+                further = left.rows[start:stop].reshape(-1), behind, places
             step = -(-rows // (4 * self._workers()))
             cuts = range(0, rows, step)
             ends = [min(cut + step, rows) for cut in cuts]
-            run = partial(variant.pair, *fixed)
-            list(pool.map(run, cuts, ends, [skip - start if diagonal else rows] * len(ends)))
+            after = skip - start if diagonal else rows
+            list(
+                pool.map(
+                    lambda cut, end, fixed=fixed, tail=(after, *further): variant.pair(*fixed, cut, end, *tail),
+                    cuts,
+                    ends,
+                )
+            )
             found = out[:, :, : right.count - skip]
             result[:, start:stop, skip:] = found
             if diagonal:
@@ -294,7 +387,9 @@ class FusedKernel:
                 result[:, start:stop, start:stop] = np.triu(square) + np.swapaxes(np.triu(square, 1), 1, 2)
                 result[:, stop:, start:stop] = np.swapaxes(found[:, :, stop - skip :], 1, 2)
 
-    def _plane_tile(self, variant, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, pool) -> None:
+    def _plane_tile(
+        self, variant, left: Sided, right: Sided, result: np.ndarray, diagonal: bool, places: np.ndarray, pool
+    ) -> None:
         lanes, outputs = variant.source.lanes, len(variant.source.outputs)
         rows_at_once = ROWS_AT_ONCE if variant.source.layout.traced and len(variant.source.layout.segments) == 1 else 4
 
@@ -304,6 +399,7 @@ class FusedKernel:
             variant.pair(
                 left.left[start:stop], right.right[group], left.inputs[start:stop], right.lanes_of[group],
                 *variant.pair_numbers, *variant.scratch_arrays(), out.reshape(-1), 0, stop - start,
+                *((left.rows[start:stop], right.coefficients[group], places) if variant.source.series else ()),
             )  # fmt: skip
             first = group * lanes
             last = min(first + lanes, right.count)
@@ -322,7 +418,11 @@ def _select(result: np.ndarray, kind: Kind) -> np.ndarray:
 
 @dataclass
 class Sided:
-    """A block of examples with their one-sided quantities: of each example, and of groups of them across the lanes."""
+    """A block of examples with their one-sided quantities: of each example, and of groups of them across the lanes.
+
+    `rows` and `coefficients` are those of the series; `variances` the smallest, other than 0, and the largest of each
+    field that has one.
+    """
 
     count: int
     guarded: bool
@@ -331,7 +431,10 @@ class Sided:
     right: np.ndarray
     inputs: np.ndarray
     lanes_of: np.ndarray
+    rows: np.ndarray
+    coefficients: np.ndarray
     roots: np.ndarray
+    variances: dict[int, tuple[float, float]]
 
     @property
     def smallest_root(self) -> float:
@@ -340,6 +443,18 @@ class Sided:
     @property
     def smallest_positive_root(self) -> float:
         return float(np.min(self.roots, where=self.roots > 0, initial=np.inf))
+
+
+def _by_example(lanes_last: np.ndarray, lanes: int) -> np.ndarray:
+    """[groups, numbers · lanes] as [examples, numbers]."""
+    groups = len(lanes_last)
+    by_lane = lanes_last.reshape(groups, -1, lanes).swapaxes(1, 2)
+    return np.ascontiguousarray(by_lane).reshape(groups * lanes, -1)
+
+
+def _range(variances: np.ndarray) -> tuple[float, float]:
+    positive = variances[variances != 0.0]
+    return (float(positive.min()), float(positive.max())) if positive.size else (np.inf, 0.0)
 
 
 def _padded(x: Inputs, lanes: int) -> Inputs:

@@ -30,6 +30,7 @@ from ..graph.known import Known
 from .duals import Activation, dual, is_closed, piecewise_linear
 from .expectation import analysed
 from .recursion import Recursion, deep_recursion
+from .tabulate import series
 
 PAYS = 1e8
 """Gaussian expectations from which on a fused program repays the seconds that compiling it takes."""
@@ -83,15 +84,21 @@ def fuse(graph: Graph, threads: int | None) -> Fusion:
         return Fusion(graph, reason=str(refusal))
 
 
-def _rule(left: Elementwise, right: Elementwise) -> Rule | None:
-    """How E[f(u) g(v)] is found where it has a closed form that a fused program can hold."""
+def _rule(left: Elementwise, right: Elementwise) -> Rule:
+    """How E[f(u) g(v)] is found in a fused program: in closed form where it can hold that, else by a series.
+
+    Raises:
+        NotFusedError: both functions have kinks, and no closed form.
+    """
     f, g = analysed(left), analysed(right)
     first, second = _piecewise(f), _piecewise(g)
     if first is not None and second is not None:
         return Piecewise(first, second)
-    if f.span is None or g.span is None or f.parameters or g.parameters or not is_closed(f.span, g.span):
-        return None
-    return _formula(f, g)
+    closed = f.span is not None and g.span is not None and is_closed(f.span, g.span)
+    rule = (_formula(f, g) if closed else None) or series(f, g)
+    if rule is None:
+        raise NotFusedError(f"the activation {f.label}: it has a kink, and no closed form that a program can hold")
+    return rule
 
 
 def _piecewise(activation: Activation) -> PiecewiseLinear | None:

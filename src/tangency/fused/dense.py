@@ -1,0 +1,87 @@
+"""The text of a fused program for a network without positions."""
+
+from __future__ import annotations
+
+from .layout import Layout, terms_of
+from .program import Inner
+from .source import ENTRY, HEADER, Source, indented, prologue
+
+ROWS = 32
+"""Rows whose coefficients stay in the cache while one group of columns after the other passes by."""
+
+
+def dense_body(source: Source) -> tuple[list[str], list[str], list[str]]:
+    """Constants, what is the same along a row, and what is done at each entry, for a network without positions."""
+    layout, program = source.layout, source.layout.program
+    places, series, L = source.offsets(), source.series_places(), source.lanes
+    inner = [i for i in layout.fields if isinstance(program.statements[i], Inner)]
+    same: list[str] = []
+
+    def load(index: int) -> str:
+        return f"load(G, ({inner.index(index)} * rows + i) * columns + j)"
+
+    def side(which: str, slot: int, number: str) -> str:
+        if which == "b" or source.mode == "first":
+            return f"load(B, {address(slot, number)})"
+        place = places[slot] + layout.number(slot, number)
+        line = f"a{place} = spread(A, i * {places[-1]} + {place})"
+        if line not in same:
+            same.append(line)
+        return f"a{place}"
+
+    def address(slot: int, number: str) -> str:
+        return f"j * {places[-1]} + {(places[slot] + layout.number(slot, number)) * L}"
+
+    def row(which: str, slot: int, table: int) -> str:
+        place = series[slot] + 2 * layout.slots[slot].series.index(table)
+        return f"i * K[{series[-1]}] + K[{place}]" if which == "a" else f"j * K[{series[-1]}] + K[{place}] * {L}"
+
+    def terms(slot: int, table: int) -> str:
+        return f"K[{series[slot] + 2 * layout.slots[slot].series.index(table) + 1}]"
+
+    def count(which: str, slot: int, table: int) -> str:
+        if which == "b":
+            return f"B[{address(slot, terms_of(table, True))}]"
+        return f"A[i * {places[-1]} + {places[slot] + layout.number(slot, terms_of(table, False))}]"
+
+    writer = source.writer(load, side, address, row, terms, count)
+    for index in layout.tail:
+        writer.write(index)
+        writer.after_load(index)
+    if source.mode == "pair":
+        for k, index in enumerate(source.outputs):
+            value = writer.constant(0.0) if index is None else writer.of(index)
+            writer.lines.append(f"store(out, ({k} * rows + i) * columns + j, {value})")
+    start = len(source.factors)
+    source.factors.extend(writer.factors)
+    return [f"c0 = {start}", *prologue(writer)], same, writer.lines
+
+
+def inner_fields(layout: Layout) -> list[tuple[int, int]]:
+    """The (left, right) arrays of each inner product of a network without positions, in the order of `G`."""
+    statements = (layout.program.statements[i] for i in layout.fields)
+    return [(s.left, s.right) for s in statements if isinstance(s, Inner)]
+
+
+def dense_text(source: Source, cache: bool) -> str:
+    numbers, same, each = dense_body(source)
+    L = source.lanes
+    head = ENTRY.format(cache=cache)
+    if source.mode == "first":
+        entry = [head, f"def entry(G, B, columns, cs{source.series}):", "    rows = 1", "    i = 0"]
+        entry.append(indented(numbers, 1))
+        entry += [f"    for j in range(0, columns, {L}):", indented(each, 2)]
+    else:
+        entry = [head, f"def entry(G, A, B, columns, cs, out, rows, first, last, skip{source.series}):"]
+        entry.append(indented(numbers, 1))
+        if source.series:
+            entry.append(f"    for block in range(first, last, {ROWS}):")
+            entry.append(f"        for j in range(max(0, (block - skip) // {L} * {L}), columns, {L}):")
+            entry.append(f"            for i in range(block, min(block + {ROWS}, last)):")
+            entry.append(indented([*same, *each], 4))
+        else:
+            entry += ["    for i in range(first, last):", indented(same, 2)]
+            entry += [f"        for j in range(max(0, (i - skip) // {L} * {L}), columns, {L}):", indented(each, 3)]
+    return (
+        HEADER.format(dtype=source.dtype, lanes=L) + "\n\n" + "\n".join(line for line in entry if line.strip()) + "\n"
+    )

@@ -1,0 +1,79 @@
+"""Looking up Hermite coefficients in tables over the variance: compiled functions that generated programs call.
+
+A table's rows: first the values at variance 0, then for each panel of the logarithm of the variance the Chebyshev
+coefficients of every column. Its first column is a mean, E[f(u) g(u)]; the others, if any, are Hermite coefficients.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+
+DECADES = (-10, 4)
+"""Powers of ten between which variances are tabulated."""
+
+PANELS_PER_DECADE = 4
+PANELS = (DECADES[1] - DECADES[0]) * PANELS_PER_DECADE
+NODES = 14
+"""Chebyshev polynomials in a panel."""
+
+GROUP = 4
+"""Terms that are summed side by side: their number is a multiple."""
+
+_CHUNK = 8
+_ROUNDING = 1e-12
+_LOWEST = DECADES[0] * math.log(10.0)
+_WIDTH = math.log(10.0) / PANELS_PER_DECADE
+
+
+@numba.njit(error_model="numpy")
+def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes, aim):
+    """For `lanes` variances from B[source] on: means to B[target …], and coefficients to H[place …].
+
+    With `terms`, how many terms each of them needs, and the most of these, are written behind the means. Two examples
+    need half the sum of their numbers of terms: the logarithm of what is left out is convex in the number. So `terms`
+    is the most that any example needs, and every other one gets coefficients for half the sum. Variances beyond the
+    table are looked up at its ends. W is scratch for NODES numbers.
+    """
+    most = GROUP
+    for lane in range(lanes):
+        variance = float(B[source + lane])
+        first, count = start, 1
+        W[0] = 1.0
+        if variance > 0.0:
+            x = min(max((math.log(variance) - _LOWEST) / _WIDTH, 0.0), PANELS - 1e-12)
+            panel = int(x)
+            t = 2.0 * (x - panel) - 1.0
+            W[1] = t
+            for d in range(2, NODES):
+                W[d] = 2.0 * t * W[d - 1] - W[d - 2]
+            first, count = start + (1 + panel * NODES) * columns, NODES
+        mean = 0.0
+        for d in range(count):
+            mean += W[d] * M[first + d * columns]
+        B[target + lane] = mean
+        if terms == 0:
+            continue
+        rest, needed, k = mean, terms, 0
+        known = min(terms, columns - 1)
+        while k < min(known, (needed + terms + 1) // 2):
+            end = min(k + _CHUNK, known)
+            energy = 0.0
+            for column in range(k, end):
+                value = 0.0
+                for d in range(count):
+                    value += W[d] * M[first + d * columns + 1 + column]
+                energy += value * value
+                H[place + column * lanes + lane] = value
+            rest -= energy
+            k = end
+            if needed == terms and energy <= 0.1 * aim * mean and rest <= max(aim, _ROUNDING) * mean:
+                needed = min(k, terms)
+        for column in range(k, terms):
+            H[place + column * lanes + lane] = 0.0
+        B[target + lanes + lane] = needed
+        most = max(most, needed)
+    if terms:
+        for lane in range(lanes):
+            B[target + 2 * lanes + lane] = most

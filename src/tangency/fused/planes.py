@@ -1,0 +1,431 @@
+"""The text of a fused program for a network with positions.
+
+One function for each distinct stage (equal layers share it), one for each pooling, and a driver that calls them plane
+by plane. Scratch memory is one flat array: buffers of planes, each a block of rows with a row of zeros first and
+columns of zeros at both ends, then what pools have stored.
+"""
+
+from __future__ import annotations
+
+from .layout import Segment, Stage, axis_windows, pool_windows, terms_of
+from .program import Inner, Pool, Slide, operands
+from .source import ENTRY, HEADER, NJIT, Source, indented, prologue
+
+ARRAYS = "S, A, B, X, Y, T, U, cs"
+"""Scratch; one-sided quantities and inputs of x1 and x2; totals, also rounded; factors."""
+
+
+def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[int, int]) -> tuple[str, dict]:
+    """The function of a stage, and what its arguments stand for.
+
+    Arguments, after the arrays: where its factors start; the buffers it reads and writes; where its slots, its inputs
+    and its stored fields start on both sides; rows and columns of the plane, and of those that it slides over.
+    """
+    layout, program, L = source.layout, source.layout.program, source.lanes
+    reads: list[int] = []
+    slots: list[int] = []
+    inputs: list[int] = []
+    stored: list[int] = []
+    slid: dict[int, str] = {}
+    lanes_on_both = source.mode != "pair"
+
+    def note(items: list[int], item: int) -> int:
+        if item not in items:
+            items.append(item)
+        return items.index(item)
+
+    def load(index: int) -> str:
+        statement = program.statements[index]
+        if isinstance(statement, Slide) and index in stage.body:
+            note(reads, statement.field)
+            return slid[index]
+        if isinstance(statement, Inner) and index in stage.body:
+            return inner(index, statement)
+        if isinstance(statement, Pool) and index in stage.body:
+            return f"load(S, st{note(stored, index)} + (i * w + p) * {L})"
+        return f"load(S, in{note(reads, index)} + (i + 1) * {source.row} + ({layout.left} + p) * {L})"
+
+    def inner(index: int, statement: Inner) -> str:
+        columns, width = layout.grid(index)[1], program.widths[statement.left]
+        k = note(inputs, index)
+        name = f"inner{k}"
+        x = f"x{k} + (i * {columns} + p) * {width} + c"
+        here = f"load(X, (x{k} + (i * {columns} + p) * {width} + c) * {L})" if lanes_on_both else f"spread(X, {x})"
+        there = f"load(Y, (y{k} + (i * {columns} + p) * {width} + c) * {L})"
+        writer.lines += [
+            f"{name} = {writer.constant(0.0)}",
+            f"for c in range({width}):",
+            f"    {name} = fma({here}, {there}, {name})",
+        ]
+        return name
+
+    def side(which: str, slot: int, number: str) -> str:
+        k, (_, columns), count = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].count
+        place = f"{which}{k} + (i * {columns} + p) * {count} + {layout.number(slot, number)}"
+        if which == "a" and not lanes_on_both:
+            return f"spread(A, {place})"
+        return f"load({'A' if which == 'a' else 'B'}, ({place}) * {L})"
+
+    def address(slot: int, number: str) -> str:
+        k, (_, columns), count = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].count
+        return f"(b{k} + (i * {columns} + p) * {count} + {layout.number(slot, number)}) * {L}"
+
+    def row(which: str, slot: int, table: int) -> str:
+        k, (_, columns), series = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].series
+        start = f"K[k{k} + {2 * series.index(table)}]"
+        place = f"{start} + (r{which}{k} + i * {columns} + p) * {terms(slot, table)}"
+        return place if which == "a" and not lanes_on_both else f"({place}) * {L}"
+
+    def terms(slot: int, table: int) -> str:
+        return f"K[k{note(slots, slot)} + {2 * layout.slots[slot].series.index(table) + 1}]"
+
+    def count(which: str, slot: int, table: int) -> str:
+        k, (_, columns), size = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].count
+        scalar = which == "a" and not lanes_on_both
+        place = f"{which}{k} + (i * {columns} + p) * {size} + {layout.number(slot, terms_of(table, not scalar))}"
+        return f"A[{place}]" if scalar else f"{which.upper()}[({place}) * {L}]"
+
+    writer = source.writer(load, side, address, row, terms, count)
+    before_rows, before_columns, each = slides(source, stage, reads, slid)
+    for index in stage.body:
+        writer.write(index)
+        writer.after_load(index)
+    sums = [i for i in segment.totals if operands(program.statements[i])[0] in stage.body]
+    kept = stage.kept
+    arguments = ["c0", *(f"in{k}" for k in range(len(reads))), *(f"out{k}" for k in range(len(kept)))]
+    arguments += [f"{x}{k}" for k in range(len(slots)) for x in "ab"]
+    arguments += [f"{x}{k}" for k, slot in enumerate(slots) if layout.slots[slot].series for x in ("k", "ra", "rb")]
+    arguments += [f"{x}{k}" for k in range(len(inputs)) for x in "xy"]
+    arguments += [f"st{k}" for k in range(len(stored))] + ["h", "w", "hs"]
+    end = []
+    for k, index in enumerate(kept):
+        place = f"out{k} + (i + 1) * {source.row} + ({layout.left} + p) * {L}"
+        writer.lines.append(f"store(S, {place}, {writer.of(index)})")
+        end += [
+            f"store(S, out{k} + (i + 1) * {source.row} + ({layout.left + m} + w) * {L}, {writer.constant(0.0)})"
+            for m in range(layout.right)
+        ]
+    zero = writer.constant(0.0)
+    for k, index in enumerate(sums):
+        writer.lines.append(f"row{k} = row{k} + {writer.of(operands(program.statements[index])[0])}")
+        before_columns.append(f"row{k} = {zero}")
+        end.append(f"total{k} = total{k} + row{k}")
+    text = [NJIT, f"def {{name}}({ARRAYS}{source.series}, {', '.join(arguments)}):"]
+    text += [indented([*prologue(writer), *(f"total{k} = {zero}" for k in range(len(sums)))], 1)]
+    text += ["    for i in range(h):", indented([*before_rows, *before_columns], 2)]
+    text += ["        for p in range(w):", indented([*each, *writer.lines], 3), indented(end, 2)]
+    for k, index in enumerate(sums):
+        text += [f"    store(U, 0, total{k})", f"    for l in range({L}):"]
+        text += [f"        T[{totals[index] * L} + l] += np.float64(U[l])"]
+    name = source.function("stage", "\n".join(line for line in text if line.strip()))
+    start = len(source.factors)
+    source.factors.extend(writer.factors)
+    return name, {"c0": start, "reads": reads, "kept": kept, "slots": slots, "inputs": inputs, "stored": stored}
+
+
+def slides(
+    source: Source, stage: Stage, reads: list[int], slid: dict[int, str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Windowed sums: lines for each row, lines before the columns, and lines for each column.
+
+    The rows of a window are added up first. With stride 1 these sums of neighbouring columns are kept in variables,
+    which move on by one from column to column.
+    """
+    layout, L = source.layout, source.lanes
+    rows_lines: list[str] = []
+    first: list[str] = []
+    each: list[str] = []
+    for number, index in enumerate(stage.slides):
+        statement = layout.program.statements[index]
+        assert isinstance(statement, Slide)
+        rows, columns = axis_windows(statement.windows)
+        if statement.field not in reads:
+            reads.append(statement.field)
+        base = f"in{reads.index(statement.field)}"
+        for tap in range(rows.size):
+            shift = tap * rows.dilation - rows.low
+            place = f"i * {rows.stride} + {shift}"
+            rows_lines.append(f"r{number}_{tap} = {base}")
+            rows_lines.append(f"if 0 <= {place} < hs:")
+            rows_lines.append(f"    r{number}_{tap} = {base} + ({place} + 1) * {source.row}")
+
+        def vertical(column: str, number: int = number, count: int = rows.size) -> str:
+            return " + ".join(f"load(S, r{number}_{tap} + ({column}) * {L})" for tap in range(count))
+
+        start = layout.left - columns.low
+        names = [f"z{number}_{tap}" for tap in range(columns.size)]
+        if columns.stride == 1 and columns.dilation == 1:
+            first += [f"{names[tap]} = {vertical(str(start + tap))}" for tap in range(columns.size - 1)]
+            each.append(f"{names[-1]} = {vertical(f'p + {start + columns.size - 1}')}")
+        else:
+            for tap in range(columns.size):
+                each.append(f"{names[tap]} = {vertical(f'p * {columns.stride} + {start + tap * columns.dilation}')}")
+        each.append(f"z{number} = {' + '.join(names)}")
+        if columns.stride == 1 and columns.dilation == 1:
+            each += [f"{names[tap]} = {names[tap + 1]}" for tap in range(columns.size - 1)]
+        slid[index] = f"z{number}"
+    return rows_lines, first, each
+
+
+def pool_function(source: Source, segment: Segment) -> str:
+    """Adds a plane to the stored planes that its pairs of positions are pooled into."""
+    layout, L = source.layout, source.lanes
+    rows, columns = pool_windows(layout.program, segment)
+    out_rows, out_columns = layout.grid(segment.pools[0])
+    text = f"""
+{NJIT}
+def {{name}}(S, src, dst, h, w, dh, dw, DH, DW):
+    one_row = before({out_columns}, DW, DW + 1)
+    for k in range({rows.size}):
+        for l in range({rows.size}):
+            e = dh - (k - l) * {rows.dilation}
+            oh = e // {rows.stride}
+            if e % {rows.stride} or abs(oh) > DH:
+                continue
+            ho = {out_rows} - abs(oh)
+            i0 = {rows.stride} * max(oh, 0) + k * {rows.dilation} - {rows.low} - max(dh, 0)
+            for k2 in range({columns.size}):
+                for l2 in range({columns.size}):
+                    e = dw - (k2 - l2) * {columns.dilation}
+                    ow = e // {columns.stride}
+                    if e % {columns.stride} or abs(ow) > DW:
+                        continue
+                    wo = {out_columns} - abs(ow)
+                    j0 = {columns.stride} * max(ow, 0) + k2 * {columns.dilation} - {columns.low} - max(dw, 0)
+                    base = dst + (before({out_rows}, DH, oh) * one_row + ho * before({out_columns}, DW, ow)) * {L}
+                    for i in range(ho):
+                        ii = i * {rows.stride} + i0
+                        if 0 <= ii < h:
+                            for j in range(wo):
+                                jj = j * {columns.stride} + j0
+                                if 0 <= jj < w:
+                                    to = base + (i * wo + j) * {L}
+                                    at = src + (ii + 1) * {source.row} + ({layout.left} + jj) * {L}
+                                    store(S, to, load(S, to) + load(S, at))
+"""
+    return source.function("pool", text.strip("\n"))
+
+
+def driver(source: Source, everything: bool) -> tuple[list[str], int]:
+    """The lines that run all segments on one example of x1 and the lanes of x2; and the scratch they need.
+
+    `everything`: for the output; else only what the variances of the examples themselves need.
+    """
+    layout, L = source.layout, source.lanes
+    bounds = layout.bounds(everything) if layout.segments else []
+    source_bounds = layout.source_bounds(bounds) if layout.segments else []
+    places, inputs = source.offsets(), source.inputs()
+    totals = source.totals()
+    top = max(1, layout.buffers) * source.plane if layout.segments else 0
+    stores: dict[int, int] = {}
+    lines: list[str] = [f"for k in range({len(totals) * L}):", "    T[k] = 0.0"] if totals else []
+    for number, segment in enumerate(layout.segments):
+        for index in segment.pools:
+            rows, columns = layout.grid(index)
+            most = source_bounds[number + 1]
+            stores[index] = top
+            size = pairs_within(rows, most[0]) * pairs_within(columns, most[1]) * L
+            lines += [f"for k in range({top}, {top + size}):", "    S[k] = F(0)"]
+            top += size
+    for number, segment in enumerate(layout.segments):
+        common = source, segment, source_bounds, number, stores, totals, places, inputs
+        if source.mode == "first":
+            lines += ["dh = 0", "dw = 0", *plane_lines(*common)]
+            source.mode = "self"
+            skip = ["if dh == 0 and dw == 0:", "    continue"]
+            if bounds[number] != (0, 0):
+                lines += over_planes(bounds[number], skip + plane_lines(*common))
+            source.mode = "first"
+        else:
+            lines += over_planes(bounds[number], plane_lines(*common))
+    return lines, top
+
+
+def over_planes(bound: tuple[int, int], lines: list[str]) -> list[str]:
+    head = [f"for dh in range({-bound[0]}, {bound[0] + 1}):", f"    for dw in range({-bound[1]}, {bound[1] + 1}):"]
+    return [*head, *("        " + line for line in lines)]
+
+
+def pairs_within(n: int, most: int) -> int:
+    return sum(n - abs(d) for d in range(-most, most + 1))
+
+
+def plane_lines(source, segment, source_bounds, number, stores, totals, places, inputs) -> list[str]:
+    """All stages of a segment on the plane of offset (dh, dw)."""
+    layout, program, L = source.layout, source.layout.program, source.lanes
+    series = source.series_places()
+    calls: list[str] = []
+    stages: list[Call] = []
+    seen: dict[object, str] = {}
+
+    def geometry(g) -> str:
+        if g not in seen:
+            name = seen[g] = str(len(seen))
+            calls.extend(
+                [
+                    f"dh{name} = {g.step[0]} * dh",
+                    f"dw{name} = {g.step[1]} * dw",
+                    f"h{name} = max({g.rows} - abs(dh{name}), 0)",
+                    f"w{name} = max({g.columns} - abs(dw{name}), 0)",
+                    f"p{name} = max(dh{name}, 0) * {g.columns} + max(dw{name}, 0)",
+                    f"q{name} = max(-dh{name}, 0) * {g.columns} + max(-dw{name}, 0)",
+                ]
+            )
+        return seen[g]
+
+    for stage in segment.stages:
+        name, uses = stage_function(source, segment, stage, totals)
+        g = geometry(stage.geometry)
+        arguments: list[Argument] = [(uses["c0"], "")]
+        arguments += [(segment.buffers[i] * source.plane, "") for i in (*uses["reads"], *uses["kept"])]
+        for slot in uses["slots"]:
+            count = layout.slots[slot].count
+            arguments += [(places[slot], f"{x}{g} * {count}") for x in "pq"]
+        for slot in uses["slots"]:
+            if layout.slots[slot].series:
+                arguments += [(series[slot], ""), (0, f"p{g}"), (0, f"q{g}")]
+        for index in uses["inputs"]:
+            statement = program.statements[index]
+            width = program.widths[statement.left]
+            arguments += [(inputs[statement.left], f"p{g} * {width}"), (inputs[statement.right], f"q{g} * {width}")]
+        for index in uses["stored"]:
+            rows, columns = layout.grid(index)
+            dh, dw = source_bounds[number]
+            place = f"before({rows}, {dh}, dh{g}) * {pairs_within(columns, dw)} + h{g} * before({columns}, {dw}, dw{g})"
+            arguments.append((stores[index], f"({place}) * {L}"))
+        slid = {segment.geometry[operands(program.statements[i])[0]] for i in stage.slides}
+        hs = f"h{geometry(slid.pop())}" if slid else "0"
+        stages.append((name, tuple(arguments), (f"h{g}", f"w{g}", hs)))
+    calls += repeated(source, stages)
+    for index in segment.pools:
+        inside = operands(program.statements[index])[0]
+        g = geometry(segment.geometry[inside])
+        most = source_bounds[number + 1]
+        calls.append(
+            f"{pool_function(source, segment)}(S, {segment.buffers[inside] * source.plane}, {stores[index]}, "
+            f"h{g}, w{g}, dh, dw, {most[0]}, {most[1]})"
+        )
+    return calls
+
+
+Argument = tuple[int, str]
+"""A number and what is added to it on a plane."""
+
+Call = tuple[str, tuple[Argument, ...], tuple[str, ...]]
+LONGEST = 8
+"""Stages in the longest block of layers that is looked for."""
+
+
+def repeated(source: Source, calls: list[Call]) -> list[str]:
+    """Calls of stages; blocks that recur with other numbers become a loop over a table, so that depth costs no code."""
+    lines: list[str] = []
+    place = 0
+    while place < len(calls):
+        period, times = recurrence(calls[place:])
+        block = calls[place : place + period * times]
+        if times == 1:
+            lines += [
+                written(source, name, [str(n) + (f" + {rest}" if rest else "") for n, rest in own], sizes)
+                for name, own, sizes in block
+            ]
+        else:
+            start, width = len(source.table), sum(len(own) for _, own, _ in block[:period])
+            source.table.extend(number for _, own, _ in block for number, _ in own)
+            lines.append(f"for k in range({start}, {start + width * times}, {width}):")
+            column = 0
+            for name, own, sizes in block[:period]:
+                arguments = [
+                    f"cn[k + {column + i}]" + (f" + {rest}" if rest else "") for i, (_, rest) in enumerate(own)
+                ]
+                lines.append("    " + written(source, name, arguments, sizes))
+                column += len(own)
+        place += period * times
+    return lines
+
+
+def recurrence(calls: list[Call]) -> tuple[int, int]:
+    """The length of the block that recurs first, and how often in a row; the one that covers most."""
+    shapes = [(name, tuple(rest for _, rest in own), sizes) for name, own, sizes in calls]
+    best = 1, 1
+    for period in range(1, min(LONGEST, len(calls) // 2) + 1):
+        times = 1
+        while shapes[times * period : (times + 1) * period] == shapes[:period]:
+            times += 1
+        if times > 1 and times * period > best[0] * best[1]:
+            best = period, times
+    return best
+
+
+def written(source: Source, name: str, arguments: list[str], sizes: tuple[str, ...]) -> str:
+    return f"{name}({ARRAYS}{source.series}, {', '.join((*arguments, *sizes))})"
+
+
+def tail_function(source: Source, totals: dict[int, int]) -> str:
+    """What follows the last sum over positions: numbers, not planes."""
+    layout, L = source.layout, source.lanes
+    places, series = source.offsets(), source.series_places()
+
+    def load(index: int) -> str:
+        return f"load(U, {totals[index] * L})"
+
+    def side(which: str, slot: int, number: str) -> str:
+        if which == "a" and source.mode == "pair":
+            return f"spread(A, {places[slot] + layout.number(slot, number)})"
+        return f"load({which.upper()}, {(places[slot] + layout.number(slot, number)) * L})"
+
+    def address(slot: int, number: str) -> str:
+        return str((places[slot] + layout.number(slot, number)) * L)
+
+    def row(which: str, slot: int, table: int) -> str:
+        place = f"K[{series[slot] + 2 * layout.slots[slot].series.index(table)}]"
+        return place if which == "a" and source.mode == "pair" else f"{place} * {L}"
+
+    def terms(slot: int, table: int) -> str:
+        return f"K[{series[slot] + 2 * layout.slots[slot].series.index(table) + 1}]"
+
+    def count(which: str, slot: int, table: int) -> str:
+        scalar = which == "a" and source.mode == "pair"
+        place = places[slot] + layout.number(slot, terms_of(table, not scalar))
+        return f"A[{place}]" if scalar else f"{which.upper()}[{place * L}]"
+
+    writer = source.writer(load, side, address, row, terms, count)
+    for index in layout.tail:
+        writer.write(index)
+        writer.after_load(index)
+    for k, index in enumerate(source.outputs):
+        value = writer.constant(0.0) if index is None else writer.of(index)
+        writer.lines.append(f"store(out, (o + {k}) * {L}, {value})")
+    text = [
+        NJIT,
+        f"def {{name}}(A, B, U, cs{source.series}, c0, out, o):",
+        indented([*prologue(writer), *writer.lines], 1),
+    ]
+    name = source.function("tail", "\n".join(text))
+    start = len(source.factors)
+    source.factors.extend(writer.factors)
+    return f"{name}(A, B, U, cs{source.series}, {start}, out"
+
+
+def plane_text(source: Source, everything: bool, cache: bool) -> tuple[str, int]:
+    """The text for a network with positions, and how many numbers of scratch it needs."""
+    lines, scratch = driver(source, everything)
+    L = source.lanes
+    totals = source.totals()
+    finish = [f"for k in range({len(totals) * L}):", "    U[k] = F(T[k])"]
+    tail = tail_function(source, totals)
+    head = ENTRY.format(cache=cache)
+    if source.mode == "first":
+        entry = [head, f"def entry(B, Y, cs, cn, S, T, U, out{source.series}):", "    A = B", "    X = Y"]
+        ending = [*finish, f"{tail}, 0)"] if everything else []
+        entry += [indented([*lines, *ending], 1)]
+    else:
+        entry = [
+            head,
+            f"def entry(A2, B, X2, Y, cs, cn, S, T, U, out, first, last{source.series.replace('C', 'C2')}):",
+            "    for i in range(first, last):",
+        ]
+        entry += ["        A = A2[i]", "        X = X2[i]", *(["        C = C2[i]"] if source.series else [])]
+        entry += [indented([*lines, *finish, f"{tail}, i * {len(source.outputs)})"], 2)]
+    functions = [text.replace("{name}", name) for text, name in source.functions.items()]
+    parts = [HEADER.format(dtype=source.dtype, lanes=L), *functions, "\n".join(entry)]
+    return "\n\n\n".join(part.strip("\n") for part in parts) + "\n", scratch

@@ -1,0 +1,128 @@
+"""Hermite coefficients of activations without a closed form, as tables over the variance.
+
+E[f(u) g(v)] = Σ_k h_k^f(a) h_k^g(b) ρ^k (O'Donnell, "Analysis of Boolean Functions" (2014), proposition 11.37). The
+coefficients are numbers of one example, so that they are looked up; what is left for a pair is a polynomial in ρ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+
+from .lookup import DECADES, GROUP, NODES, PANELS, PANELS_PER_DECADE
+
+ACCURACY = 1e-13
+"""Error of a table, in units of the root of its mean square."""
+
+AIM = {"float32": 3e-8, "float64": 1e-14}
+"""What the terms beyond those used may add up to, in units of √(E f² E g²)."""
+
+PROMISE = {"float32": 1e-7, "float64": 1e-9}
+"""As `AIM`, where all terms of the tables are used; with more left over, the kernel is not evaluated here."""
+
+_EXTREMES = 7
+
+
+class OutOfRangeError(Exception):
+    """Variances for which the fused arithmetic is not accurate enough; the XLA path must serve."""
+
+
+Evaluated: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Columns at variances, [PANELS, NODES, columns], and at variance 0; the size of the mean, [PANELS, NODES]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A mean, E[f(u) g(u)], and the Hermite coefficients h_k of f, k = first, first + step, …, of one variance.
+
+    Attributes:
+        columns: how many numbers that are.
+        evaluate: finds them at many variances, when they are first needed.
+    """
+
+    first: int
+    step: int
+    columns: int
+    evaluate: Callable[[np.ndarray], Evaluated]
+
+    @property
+    def size(self) -> int:
+        return (1 + PANELS * NODES) * self.columns
+
+    @property
+    def rows(self) -> np.ndarray:
+        """[1 + PANELS · NODES, columns]: at variance 0, and the Chebyshev coefficients of each panel."""
+        return self._fitted[0]
+
+    @property
+    def accurate(self) -> tuple[float, float]:
+        """The variances between which the table is; (∞, 0) if it is nowhere."""
+        return self._fitted[1]
+
+    @cached_property
+    def _fitted(self) -> tuple[np.ndarray, tuple[float, float]]:
+        x = np.arange(PANELS)[:, None] + 0.5 * (_chebyshev_nodes() + 1.0)
+        values, zero, size = self.evaluate(10.0 ** (DECADES[0] + x / PANELS_PER_DECADE))
+        transform = (2.0 / NODES) * np.cos(np.arange(NODES)[:, None] * np.arccos(_chebyshev_nodes()))
+        transform[0] /= 2.0
+        with np.errstate(all="ignore"):
+            fitted = np.einsum("dn,pnk->pdk", transform, values)
+            scale = np.max(size, axis=1)[:, None, None] ** np.array([1.0] + [0.5] * (self.columns - 1))
+            error = np.max(np.abs(fitted[:, -2:]) / scale, axis=(1, 2))
+        good = np.isfinite(error) & (error <= ACCURACY)
+        middle = -DECADES[0] * PANELS_PER_DECADE
+        rows = np.concatenate([zero[None], np.where(good[:, None, None], fitted, 0.0).reshape(-1, self.columns)])
+        if not (good[middle - 1] and good[middle]):
+            return rows, (np.inf, 0.0)
+        bad = np.flatnonzero(~good)
+        low, high = max(bad[bad < middle], default=-1) + 1, min(bad[bad > middle], default=PANELS)
+        start, end = (10.0 ** (DECADES[0] + int(panel) / PANELS_PER_DECADE) for panel in (low, high))
+        return rows, (start, end)
+
+    def at(self, variances: np.ndarray) -> np.ndarray:
+        """The mean and the coefficients, [n, columns], at positive variances of the table."""
+        x = np.clip((np.log10(variances) - DECADES[0]) * PANELS_PER_DECADE, 0.0, PANELS - 1e-12)
+        panel = x.astype(int)
+        basis = np.cos(np.arange(NODES) * np.arccos(np.clip(2.0 * (x - panel) - 1.0, -1.0, 1.0))[:, None])
+        return np.einsum("nd,ndk->nk", basis, self.rows[1:].reshape(PANELS, NODES, -1)[panel])
+
+    def tails(self, variances: np.ndarray) -> np.ndarray:
+        """Σ_{j ≥ n} h_j² / E f² for n = 0, 1, …: the largest of the variances'."""
+        values = self.at(variances)
+        squares = values[:, 1:] ** 2 / values[:, :1]
+        count = squares.shape[1]
+        last, before = (squares[:, s].sum(axis=1) for s in (slice(count // 2, None), slice(count // 4, count // 2)))
+        ratio = np.clip(last / np.maximum(before, 1e-300), 0.0, 0.9)
+        beyond = last * ratio / (1.0 - ratio)
+        missing = np.abs(1.0 - squares.sum(axis=1))
+        beyond = np.where(missing > np.maximum(1e-11, 3.0 * beyond), missing, beyond)
+        inside = np.cumsum(squares[:, ::-1], axis=1)[:, ::-1]
+        return np.max(np.append(inside, np.zeros((len(inside), 1)), axis=1) + beyond[:, None], axis=0)
+
+
+def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int:
+    """How many terms of E[f(u) g(v)] are needed between two variances.
+
+    Raises:
+        OutOfRangeError: a variance is not in the tables, or they have too few terms for it.
+    """
+    low, high = variances
+    if low < max(f.accurate[0], g.accurate[0]) or high > min(f.accurate[1], g.accurate[1]):
+        raise OutOfRangeError
+    chosen = np.geomspace(low, high, _EXTREMES)
+    left, right = f.tails(chosen), g.tails(chosen)
+    count = min(len(left), len(right))
+    errors = np.sqrt(left[:count] * right[:count])
+    if errors[-1] > PROMISE[dtype]:
+        raise OutOfRangeError
+    enough = errors <= AIM[dtype]
+    needed = max(int(np.argmax(enough)) if enough.any() else count - 1, 1)
+    return needed + -needed % GROUP
+
+
+def _chebyshev_nodes() -> np.ndarray:
+    return np.cos((np.arange(NODES) + 0.5) * (np.pi / NODES))

@@ -1,0 +1,178 @@
+"""Activations without a closed form in fused programs, against the XLA path and against direct quadrature."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tangency import limit
+from tangency.fused.lookup import GROUP, NODES, look_up
+from tangency.fused.tables import AIM, OutOfRangeError, terms
+from tangency.limit.duals import Activation, dual, product_mean
+from tangency.limit.tabulate import series
+
+WIDTH = 8
+
+
+def gelu(u):
+    return jax.nn.gelu(u, approximate=True)
+
+
+SMOOTH = {"tanh": jnp.tanh, "silu": jax.nn.silu, "softplus": jax.nn.softplus, "gelu": gelu}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANGENCY_CACHE_DIR", str(tmp_path_factory.mktemp("fused")))
+        yield
+
+
+def dense(*activations, bias, inputs=5):
+    def make(key):
+        keys = jax.random.split(key, len(activations) + 1)
+        layers = []
+        for i, activation in enumerate(activations):
+            layers.append(eqx.nn.Linear(WIDTH if i else inputs, WIDTH, use_bias=bias, key=keys[i]))
+            layers.append(eqx.nn.Lambda(activation))
+        return eqx.nn.Sequential([*layers, eqx.nn.Linear(WIDTH, 1, use_bias=bias, key=keys[-1])])
+
+    return make
+
+
+def convolutional(first, second, head, pooled=False):
+    def make(key):
+        keys = jax.random.split(key, 3)
+        layers = [eqx.nn.Conv2d(2, WIDTH, (2, 3), padding=[(1, 0), (0, 2)], use_bias=False, key=keys[0])]
+        layers.append(eqx.nn.Lambda(first))
+        if pooled:
+            layers.append(eqx.nn.AvgPool2d((2, 1), (2, 1)))
+        layers.append(eqx.nn.Conv2d(WIDTH, WIDTH, 3, stride=(2, 1), padding=1, use_bias=False, key=keys[1]))
+        layers.append(eqx.nn.Lambda(second))
+        layers.append(eqx.nn.Lambda(jnp.ravel if head == "flatten" else lambda h: h.mean((1, 2))))
+        features = 8 * WIDTH if head == "flatten" else WIDTH
+        return eqx.nn.Sequential([*layers, eqx.nn.Linear(features, 1, use_bias=False, key=keys[2])])
+
+    return make
+
+
+def examples(count, shape, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, *shape))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", SMOOTH)
+def test_dense_networks(name, bias):
+    make = dense(*[SMOOTH[name]] * 3, bias=bias)
+    x, y = 0.8 * examples(19, (5,)), 0.8 * examples(9, (5,), seed=1)
+    x[4], x[11], y[3] = x[2], 2.0 * x[2], x[7]
+    x[6] = 0.0
+    fused, plain = limit(make, fused=True), limit(make, fused=False)
+    both = fused.evaluate("both", x)
+    assert "the whole network is fused" in str(fused)
+    # Odd functions without a bias give a row of zeros for a zero input.
+    np.testing.assert_allclose(both, plain.evaluate("both", x), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(fused.evaluate("both", x, y), plain.evaluate("both", x, y), rtol=1e-12, atol=1e-15)
+    assert np.array_equal(both, np.swapaxes(both, 1, 2))
+    assert np.array_equal(np.diagonal(both[1]), fused.diagonal("ntk", x))
+    assert both[1, 2, 4] == both[1, 2, 2]
+    single = fused.evaluate("both", x.astype(np.float32))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, both, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("head", "pooled"), [("flatten", False), ("average", False), ("average", True)], ids=["flatten", "average", "pools"]
+)
+def test_convolutional_networks(head, pooled):
+    make = convolutional(jnp.tanh, jax.nn.silu, head, pooled)
+    x, y = examples(3, (2, 4, 4)), examples(5, (2, 4, 4), seed=1)
+    x[1, :, :2] = 0.0
+    fused, plain = limit(make, fused=True), limit(make, fused=False)
+    expected = plain.evaluate("both", x, y)
+    np.testing.assert_allclose(fused.evaluate("both", x, y), expected, rtol=1e-12)
+    np.testing.assert_allclose(fused.evaluate("both", x.astype(np.float32), y.astype(np.float32)), expected, rtol=1e-4)
+    theta = fused(y)
+    assert np.array_equal(theta, theta.T)
+    np.testing.assert_allclose(theta, plain(y), rtol=1e-12)
+    assert np.array_equal(np.diagonal(theta), fused.diagonal("ntk", y))
+
+
+def test_a_sum_of_two_functions_of_one_signal():
+    """Mixed expectations E[f(u) g(v)], one factor odd and the other not."""
+
+    class Sum(eqx.Module):
+        layers: list
+
+        def __init__(self, key):
+            sizes = ((5, WIDTH), (WIDTH, WIDTH), (WIDTH, 1))
+            self.layers = [eqx.nn.Linear(*size, key=k) for size, k in zip(sizes, jax.random.split(key, 3), strict=True)]
+
+        def __call__(self, x, key=None):
+            u = self.layers[0](x)
+            return self.layers[2](jnp.tanh(self.layers[1](jnp.tanh(u) * u + 0.3 * jax.nn.relu(u) + jax.nn.silu(u))))
+
+    x, y = examples(4, (5,)), examples(3, (5,), seed=1)
+    fused, plain = limit(Sum, fused=True), limit(Sum, fused=False)
+    found = fused.evaluate("both", x, y)
+    if "the whole network is fused" in str(fused):
+        np.testing.assert_allclose(found, plain.evaluate("both", x, y), rtol=1e-10)
+    else:
+        np.testing.assert_array_equal(found, plain.evaluate("both", x, y))
+
+
+def test_variances_beyond_the_tables_are_left_to_xla():
+    make = dense(jnp.tanh, bias=False)
+    x = examples(3, (5,))
+    for scale in (30.0, 1e-7):
+        np.testing.assert_array_equal(*(limit(make, fused=f)(scale * x) for f in (True, False)))
+
+
+def test_kinks_are_left_to_xla():
+    kernel = limit(dense(jax.nn.elu, bias=False), fused=True, input_shape=(5,))
+    assert "evaluated by XLA: no fused form for the activation" in str(kernel)
+    assert "kink" in str(kernel)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_tables_between_their_nodes(name):
+    f = Activation(SMOOTH[name])
+    for function in (f, f.derivative):
+        rule = series(function, function)
+        assert rule is not None
+        assert rule.f.accurate[0] <= 1e-9 and rule.f.accurate[1] >= 1e3
+        variances = np.geomspace(1e-9, 1e3, 57)
+        with jax.enable_x64(True):
+            exact = np.array(jax.vmap(lambda a, h=function: product_mean(h, h, a))(jnp.asarray(variances)))
+        np.testing.assert_allclose(rule.f.at(variances)[:, 0], exact, rtol=1e-13)
+        # Parseval's identity, for the coefficients.
+        small = variances <= 1.0
+        squares = np.sum(rule.f.at(variances[small])[:, 1:] ** 2, axis=1)
+        np.testing.assert_allclose(squares, exact[small], rtol=1e-11)
+
+
+def test_coefficients_that_are_looked_up():
+    f = Activation(jnp.tanh)
+    rule = series(f, f)
+    assert rule is not None and (rule.f.first, rule.f.step) == (1, 2)
+    variances, lanes = np.array([0.3, 1.0, 0.0, 1e-3]), 4
+    number = terms(rule.f, rule.g, (1e-3, 1.0), "float64")
+    assert number % GROUP == 0
+    found, numbers = np.zeros(number * lanes), np.concatenate([variances, np.zeros(3 * lanes)])
+    place = 0, lanes, rule.f.rows.reshape(-1), 0, rule.f.columns
+    look_up(numbers, *place, found, 0, number, np.empty(NODES), lanes, AIM["float64"])
+    h = found.reshape(number, lanes)
+    exact = rule.f.at(variances[[0, 1, 3]])
+    np.testing.assert_allclose(numbers[[4, 5, 7]], exact[:, 0], rtol=1e-13)
+    assert numbers[6] == 0.0 and not h[:, 2].any()
+    counts = numbers[8:12]
+    assert counts[1] > counts[0] > counts[3] and set(numbers[12:]) == {counts.max()}
+    np.testing.assert_allclose(h[:8, [0, 1, 3]].T, exact[:, 1:9], atol=1e-16)
+    half = int(counts[0] + counts[1]) // 2
+    rho = 0.97
+    total = sum(h[k, 0] * h[k, 1] * rho ** (2 * k + 1) for k in range(half))
+    with jax.enable_x64(True):
+        assert abs(total / dual(f, f, 0.3, 1.0, rho * np.sqrt(0.3), order=512) - 1.0) < 1e-13
+    with pytest.raises(OutOfRangeError):
+        terms(rule.f, rule.g, (1.0, 3e3), "float64")
