@@ -5,6 +5,7 @@ import itertools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 
@@ -258,7 +259,6 @@ def test_a_folder_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-7), ("float64", 1e-15)])
 def test_polynomials_of_the_arc_cosine(dtype, tolerance):
-    mpmath = pytest.importorskip("mpmath")
     with mpmath.workdps(40):
         for y in (*np.linspace(1e-9, 1.0, 101), 1e-300):
             exact, t = mpmath.acos(1 - mpmath.mpf(y)), mpmath.sqrt(mpmath.mpf(y))

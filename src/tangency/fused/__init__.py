@@ -10,7 +10,7 @@ from .program import PiecewiseLinear as PiecewiseLinear
 from .program import Rule as Rule
 from .program import Series as Series
 from .run import FusedKernel as FusedKernel
-from .run import Inputs as Inputs
+from .sides import Inputs as Inputs
 from .tables import Evaluated as Evaluated
 from .tables import OutOfRangeError as OutOfRangeError
 from .tables import Table as Table

@@ -59,31 +59,32 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
         ]
         return name
 
+    def place_of(which: str, slot: int, number: str) -> str:
+        k, (_, columns), size = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].count
+        return f"{which}{k} + (i * {columns} + p) * {size} + {layout.number(slot, number)}"
+
     def side(which: str, slot: int, number: str) -> str:
-        k, (_, columns), count = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].count
-        place = f"{which}{k} + (i * {columns} + p) * {count} + {layout.number(slot, number)}"
-        if which == "a" and not lanes_on_both:
-            return f"spread(A, {place})"
-        return f"load({'A' if which == 'a' else 'B'}, ({place}) * {L})"
+        place = place_of(which, slot, number)
+        return f"spread(A, {place})" if is_single(which) else f"load({which.upper()}, ({place}) * {L})"
+
+    def is_single(which: str) -> bool:
+        return which == "a" and not lanes_on_both
 
     def address(slot: int, number: str) -> str:
-        k, (_, columns), count = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].count
-        return f"(b{k} + (i * {columns} + p) * {count} + {layout.number(slot, number)}) * {L}"
+        return f"({place_of('b', slot, number)}) * {L}"
 
     def row(which: str, slot: int, table: int) -> str:
         k, (_, columns), series = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].series
         start = f"K[k{k} + {2 * series.index(table)}]"
         place = f"{start} + (r{which}{k} + i * {columns} + p) * {terms(slot, table)}"
-        return place if which == "a" and not lanes_on_both else f"({place}) * {L}"
+        return place if is_single(which) else f"({place}) * {L}"
 
     def terms(slot: int, table: int) -> str:
         return f"K[k{note(slots, slot)} + {2 * layout.slots[slot].series.index(table) + 1}]"
 
     def count(which: str, slot: int, table: int) -> str:
-        k, (_, columns), size = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].count
-        scalar = which == "a" and not lanes_on_both
-        place = f"{which}{k} + (i * {columns} + p) * {size} + {layout.number(slot, terms_of(table, not scalar))}"
-        return f"A[{place}]" if scalar else f"{which.upper()}[({place}) * {L}]"
+        place = place_of(which, slot, terms_of(table, not is_single(which)))
+        return f"A[{place}]" if is_single(which) else f"{which.upper()}[({place}) * {L}]"
 
     writer = source.writer(load, side, address, row, terms, count)
     before_rows, before_columns, each = slides(source, stage, reads, slid)

@@ -19,6 +19,7 @@ from .lookup import NODES
 from .planes import pairs_within, plane_text
 from .pointwise import TINY
 from .program import Dual, NotFusedError, Program, Series, tables
+from .sides import Inputs, Sided, by_example, equal_examples, own_products, padded_to, positive_range
 from .source import Source
 from .tables import GROUP, OutOfRangeError, terms
 
@@ -33,26 +34,6 @@ _COEFFICIENTS = 2**28
 DENSE_ROWS = 1024
 DENSE_BLOCK = 16384
 ROWS_AT_ONCE = 64
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the caller evaluates for a set of examples.
-
-    Attributes:
-        arrays: for each Known array that inner products read, [n, positions, width].
-        quantities: for each one-sided Known quantity, [n, positions].
-    """
-
-    arrays: tuple[np.ndarray, ...]
-    quantities: tuple[np.ndarray, ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.arrays[0])
-
-    def rows(self, start: int, stop: int) -> Inputs:
-        return Inputs(tuple(a[start:stop] for a in self.arrays), tuple(q[start:stop] for q in self.quantities))
 
 
 @dataclass
@@ -272,7 +253,7 @@ class FusedKernel:
         variant = self._variant(form, dtype, guarded)
         source = variant.source
         lanes, starts, slots = source.lanes, source.offsets(), source.layout.slots
-        padded = _padded(x, lanes)
+        padded = padded_to(x, lanes)
         groups = padded.count // lanes
         right = np.zeros((groups, starts[-1], lanes), dtype)
         for place, slot in zip(starts, slots, strict=False):
@@ -287,7 +268,7 @@ class FusedKernel:
             return (rows, rows, self._table_rows, np.empty(NODES), places) if source.series else ()
 
         if self.is_dense:
-            inputs = np.stack([_own(padded, *pair) for pair in inner_fields(source.layout)])
+            inputs = np.stack([own_products(padded, *pair) for pair in inner_fields(source.layout)])
             lanes_of = np.empty(0)
             further = series(slice(None))
             variant.first(inputs.reshape(-1), right.reshape(-1), padded.count, *variant.first_numbers, *further)
@@ -302,7 +283,7 @@ class FusedKernel:
                 variant.first(*own)
 
             list(pool.map(one, range(groups)))
-        left, rows = (_by_example(a, lanes)[: x.count] for a in (right, coefficients))
+        left, rows = (by_example(a, lanes)[: x.count] for a in (right, coefficients))
         roots, ranges = [np.ones(1, dtype)], {}
         for place, slot in zip(starts, slots, strict=False):
             for number, name in enumerate(slot.numbers):
@@ -310,7 +291,7 @@ class FusedKernel:
                 if name == "root":
                     roots.append(values.reshape(-1))
                 if name == "variance" and slot.series:
-                    ranges[slot.source] = _range(values)
+                    ranges[slot.source] = positive_range(values)
         return Sided(
             x.count, guarded, padded, left, right, inputs, lanes_of, rows, coefficients, np.concatenate(roots), ranges
         )
@@ -414,83 +395,6 @@ class FusedKernel:
 
 def _select(result: np.ndarray, kind: Kind) -> np.ndarray:
     return result if kind == "both" else result[-1]
-
-
-@dataclass
-class Sided:
-    """A block of examples with their one-sided quantities: of each example, and of groups of them across the lanes.
-
-    `rows` and `coefficients` are those of the series; `variances` the smallest, other than 0, and the largest of each
-    field that has one.
-    """
-
-    count: int
-    guarded: bool
-    padded: Inputs
-    left: np.ndarray
-    right: np.ndarray
-    inputs: np.ndarray
-    lanes_of: np.ndarray
-    rows: np.ndarray
-    coefficients: np.ndarray
-    roots: np.ndarray
-    variances: dict[int, tuple[float, float]]
-
-    @property
-    def smallest_root(self) -> float:
-        return float(self.roots.min())
-
-    @property
-    def smallest_positive_root(self) -> float:
-        return float(np.min(self.roots, where=self.roots > 0, initial=np.inf))
-
-
-def _by_example(lanes_last: np.ndarray, lanes: int) -> np.ndarray:
-    """[groups, numbers · lanes] as [examples, numbers]."""
-    groups = len(lanes_last)
-    by_lane = lanes_last.reshape(groups, -1, lanes).swapaxes(1, 2)
-    return np.ascontiguousarray(by_lane).reshape(groups * lanes, -1)
-
-
-def _range(variances: np.ndarray) -> tuple[float, float]:
-    positive = variances[variances != 0.0]
-    return (float(positive.min()), float(positive.max())) if positive.size else (np.inf, 0.0)
-
-
-def _padded(x: Inputs, lanes: int) -> Inputs:
-    """As many examples as fill the lanes; the last one is repeated."""
-    missing = -x.count % lanes
-
-    def longer(a: np.ndarray) -> np.ndarray:
-        return np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) if missing else np.ascontiguousarray(a)
-
-    return Inputs(tuple(map(longer, x.arrays)), tuple(map(longer, x.quantities)))
-
-
-def _own(x: Inputs, left: int, right: int) -> np.ndarray:
-    return np.einsum("npw,npw->n", x.arrays[left], x.arrays[right])
-
-
-def equal_examples(left: Sided, right: Sided) -> tuple[np.ndarray, np.ndarray] | None:
-    """Numbers by which equal examples of two blocks know each other, None if there are none.
-
-    A matrix product may round the products of equal rows in two ways, and where a kernel has a square root of 1 - c²
-    that is no small difference.
-    """
-    a, b = left.inputs[0, : left.count], right.inputs[0, : right.count]
-    if left is right:
-        _, inverse, counts = np.unique(a, return_inverse=True, return_counts=True)
-        rows = columns = np.flatnonzero(counts[inverse] > 1)
-    else:
-        rows, columns = np.flatnonzero(np.isin(a, b)), np.flatnonzero(np.isin(b, a))
-    if not len(rows):
-        return None
-    known: dict[bytes, int] = {}
-    found = np.full(left.count, -1), np.full(right.count, -2)
-    for names, x, suspects in zip(found, (left.padded, right.padded), (rows, columns), strict=True):
-        for i in suspects:
-            names[i] = known.setdefault(b"".join(array[i].tobytes() for array in x.arrays), len(known))
-    return found
 
 
 def mirror(result: np.ndarray, block: int, inside: bool) -> None:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
+from numpy.polynomial.chebyshev import chebpts1, chebvander
 
 from .lookup import DECADES, GROUP, NODES, PANELS, PANELS_PER_DECADE
 
@@ -65,9 +66,9 @@ class Table:
 
     @cached_property
     def _fitted(self) -> tuple[np.ndarray, tuple[float, float]]:
-        x = np.arange(PANELS)[:, None] + 0.5 * (_chebyshev_nodes() + 1.0)
+        x = np.arange(PANELS)[:, None] + 0.5 * (chebpts1(NODES) + 1.0)
         values, zero, size = self.evaluate(10.0 ** (DECADES[0] + x / PANELS_PER_DECADE))
-        transform = (2.0 / NODES) * np.cos(np.arange(NODES)[:, None] * np.arccos(_chebyshev_nodes()))
+        transform = (2.0 / NODES) * chebvander(chebpts1(NODES), NODES - 1).T
         transform[0] /= 2.0
         with np.errstate(all="ignore"):
             fitted = np.einsum("dn,pnk->pdk", transform, values)
@@ -87,7 +88,7 @@ class Table:
         """The mean and the coefficients, [n, columns], at positive variances of the table."""
         x = np.clip((np.log10(variances) - DECADES[0]) * PANELS_PER_DECADE, 0.0, PANELS - 1e-12)
         panel = x.astype(int)
-        basis = np.cos(np.arange(NODES) * np.arccos(np.clip(2.0 * (x - panel) - 1.0, -1.0, 1.0))[:, None])
+        basis = chebvander(2.0 * (x - panel) - 1.0, NODES - 1)
         return np.einsum("nd,ndk->nk", basis, self.rows[1:].reshape(PANELS, NODES, -1)[panel])
 
     def tails(self, variances: np.ndarray) -> np.ndarray:
@@ -122,7 +123,3 @@ def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int
     enough = errors <= AIM[dtype]
     needed = max(int(np.argmax(enough)) if enough.any() else count - 1, 1)
     return needed + -needed % GROUP
-
-
-def _chebyshev_nodes() -> np.ndarray:
-    return np.cos((np.arange(NODES) + 0.5) * (np.pi / NODES))
