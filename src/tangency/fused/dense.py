@@ -52,9 +52,7 @@ def dense_body(source: Source) -> tuple[list[str], list[str], list[str]]:
         for k, index in enumerate(source.outputs):
             value = writer.constant(0.0) if index is None else writer.of(index)
             writer.lines.append(f"store(out, ({k} * rows + i) * columns + j, {value})")
-    start = len(source.factors)
-    source.factors.extend(writer.factors)
-    return [f"c0 = {start}", *prologue(writer)], same, writer.lines
+    return [f"c0 = {source.block(writer)}"], same, [*prologue(writer), *writer.lines]
 
 
 def inner_fields(layout: Layout) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ..graph.space import Window
 from .program import (
@@ -26,6 +27,7 @@ from .program import (
     Sum,
     Total,
     needed,
+    nonnegative,
     operands,
     tables,
 )
@@ -103,6 +105,11 @@ class Layout:
     slots: list[Slot]
     left: int
     right: int
+
+    @cached_property
+    def nonnegative(self) -> frozenset[int]:
+        """Fields that are negative nowhere."""
+        return nonnegative(self.program)
 
     @property
     def buffers(self) -> int:

@@ -12,13 +12,13 @@ from .program import Inner, Pool, Slide, operands
 from .source import ENTRY, HEADER, NJIT, Source, indented, prologue
 
 ARRAYS = "S, A, B, X, Y, T, U, cs"
-"""Scratch; one-sided quantities and inputs of x1 and x2; totals, also rounded; factors."""
+"""Scratch; one-sided quantities and inputs of x1 and x2; totals, also rounded; numbers of the layers."""
 
 
 def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[int, int]) -> tuple[str, dict]:
     """The function of a stage, and what its arguments stand for.
 
-    Arguments, after the arrays: where its factors start; the buffers it reads and writes; where its slots, its inputs
+    Arguments, after the arrays: where its numbers start; the buffers it reads and writes; where its slots, its inputs
     and its stored fields start on both sides; rows and columns of the plane, and of those that it slides over.
     """
     layout, program, L = source.layout, source.layout.program, source.lanes
@@ -114,14 +114,19 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
     text = [NJIT, f"def {{name}}({ARRAYS}{source.series}, {', '.join(arguments)}):"]
     text += [indented([*prologue(writer), *(f"total{k} = {zero}" for k in range(len(sums)))], 1)]
     text += ["    for i in range(h):", indented([*before_rows, *before_columns], 2)]
-    text += ["        for p in range(w):", indented([*each, *writer.lines], 3), indented(end, 2)]
+    text += ["        for p in range(w):", indented([*prologue(writer), *each, *writer.lines], 3), indented(end, 2)]
     for k, index in enumerate(sums):
         text += [f"    store(U, 0, total{k})", f"    for l in range({L}):"]
         text += [f"        T[{totals[index] * L} + l] += np.float64(U[l])"]
     name = source.function("stage", "\n".join(line for line in text if line.strip()))
-    start = len(source.factors)
-    source.factors.extend(writer.factors)
-    return name, {"c0": start, "reads": reads, "kept": kept, "slots": slots, "inputs": inputs, "stored": stored}
+    return name, {
+        "c0": source.block(writer),
+        "reads": reads,
+        "kept": kept,
+        "slots": slots,
+        "inputs": inputs,
+        "stored": stored,
+    }
 
 
 def slides(
@@ -402,9 +407,7 @@ def tail_function(source: Source, totals: dict[int, int]) -> str:
         indented([*prologue(writer), *writer.lines], 1),
     ]
     name = source.function("tail", "\n".join(text))
-    start = len(source.factors)
-    source.factors.extend(writer.factors)
-    return f"{name}(A, B, U, cs{source.series}, {start}, out"
+    return f"{name}(A, B, U, cs{source.series}, {source.block(writer)}, out"
 
 
 def plane_text(source: Source, everything: bool, cache: bool) -> tuple[str, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .layout import Layout, mean_of
 from .lookup import GROUP
-from .polynomials import arccosine, arctangent, integrated
+from .polynomials import absolute_series, arccosine, arctangent
 from .program import (
     Dual,
     Formula,
@@ -80,13 +80,14 @@ class Writer:
     shared: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def constant(self, value: float) -> str:
-        """A number written into the program."""
+        """A number that the code itself depends on."""
         return self.constants.setdefault(repr(value), f"n{len(self.constants)}")
 
     def factor(self, value: float) -> str:
-        """A number handed to the program, so that layers that differ in it alone share their code."""
-        self.factors.append(value)
-        return f"f{len(self.factors) - 1}"
+        """A number of this layer."""
+        if value not in self.factors:
+            self.factors.append(value)
+        return f"f{self.factors.index(value)}"
 
     def define(self, name: str, expression: str) -> str:
         self.lines.append(f"{name} = {expression}")
@@ -226,43 +227,57 @@ class Writer:
         if "m" in names:
             return names
         local, one = names["id"], self.constant(1.0)
-        m = self.define(f"m_{local}", f"absolute({self._correlation(place)})")
-        names["m"] = self.define(m, f"where_less({m}, {one}, {m}, {one})")
+        m = self._correlation(place)
+        if place not in self.layout.nonnegative:
+            m = self.define(f"size_{local}", f"absolute({m})")
+        names["m"] = self.define(f"m_{local}", f"where_less({m}, {one}, {m}, {one})")
         names["y"] = self.define(f"y_{local}", f"{one} - {names['m']}")
         names["t"] = self.define(f"t_{local}", f"sqrt({names['y']})")
         names["s"] = self.define(f"s_{local}", f"{names['aroot']} * {names['broot']}")
+        names["cube"] = self.define(f"cube_{local}", f"{names['t']} * {names['y']}")
         return names
 
-    def _polynomial(self, place: int, key: str, coefficients: tuple[float, ...]) -> str:
-        names = self._angle(place)
-        if key not in names:
-            total = self.constant(coefficients[-1])
-            for coefficient in coefficients[-2::-1]:
-                total = f"fma({total}, {names['y']}, {self.constant(coefficient)})"
-            names[key] = self.define(f"{key}_{names['id']}", total)
-        return names[key]
+    def _polynomial(self, place: int, coefficients: tuple[float, ...], factor: float) -> str:
+        """A polynomial in y, times a number."""
+        y, total = self._angle(place)["y"], self.constant(factor * coefficients[-1])
+        for coefficient in coefficients[-2::-1]:
+            total = f"fma({total}, {y}, {self.constant(factor * coefficient)})"
+        return total
 
     def dual(self, place: int, f: PiecewiseLinear, g: PiecewiseLinear) -> str:
         """Moments of {1, u, |u|, sign u}: Cho & Saul 2009, equations 3 and 6."""
-        names = self._roots(place)
-        c, terms = self.of(place), []
+        names, c = self._roots(place), self.of(place)
+        one, linear = f.one * g.one, f.linear * g.linear
+        absolute, sign = f.absolute * g.absolute, f.sign * g.sign
+        terms: list[tuple[str, str]] = []
 
         def add(weight: float, value: Callable[[], str]) -> None:
             if weight:
-                terms.append((weight, value()))
+                terms.append(("" if weight == 1.0 else self.constant(weight), value()))
 
-        add(f.one * g.one, lambda: self.constant(1.0))
+        if place in self.layout.nonnegative:
+            # s |ρ| is the covariance, and sign ρ = 1: the polynomials carry the weights.
+            one, linear = one + sign, linear + absolute
+            if absolute:
+                angle = self._angle(place)
+                scale = f"({angle['s']} * {angle['cube']})"
+                terms.append((scale, self._polynomial(place, absolute_series(self.dtype), 2.0 * absolute)))
+            if sign:
+                terms.append((self._angle(place)["t"], self._polynomial(place, arccosine(self.dtype), -2.0 * sign)))
+        else:
+            add(absolute, lambda: self._absolute(place))
+            add(sign, lambda: self._sign(place))
+        add(linear, lambda: c)
         add(f.one * g.absolute * MEAN, lambda: names["broot"])
         add(f.absolute * g.one * MEAN, lambda: names["aroot"])
-        add(f.linear * g.linear, lambda: c)
         add(f.linear * g.sign * MEAN, lambda: f"({c} * {names['binverse']})")
         add(f.sign * g.linear * MEAN, lambda: f"({c} * {names['ainverse']})")
-        add(f.absolute * g.absolute, lambda: self._absolute(place))
-        add(f.sign * g.sign, lambda: self._sign(place))
-        value = ""
-        for weight, term in terms:
-            number = self.constant(weight)
-            value = f"fma({number}, {term}, {value})" if value else (term if weight == 1.0 else f"{number} * {term}")
+        value = self.constant(one) if one else ""
+        for x, y in reversed(terms):
+            if not x:
+                value = f"({y} + {value})" if value else y
+            else:
+                value = f"fma({x}, {y}, {value})" if value else f"{x} * {y}"
         value = value or self.constant(0.0)
         return self._guard(names, f, g, value) if self.guarded else value
 
@@ -270,16 +285,16 @@ class Writer:
         """E|u||v| = s (|ρ| + 2 t³ R(y))."""
         names = self._angle(place)
         if "absolute" not in names:
-            r = self._polynomial(place, "r", tuple(2.0 * x for x in integrated(arccosine(self.dtype))))
-            cube = f"({names['t']} * {names['y']})"
-            names["absolute"] = self.define(f"absolute_{names['id']}", f"{names['s']} * fma({cube}, {r}, {names['m']})")
+            r = self._polynomial(place, absolute_series(self.dtype), 2.0)
+            value = f"{names['s']} * fma({names['cube']}, {r}, {names['m']})"
+            names["absolute"] = self.define(f"absolute_{names['id']}", value)
         return names["absolute"]
 
     def _sign(self, place: int) -> str:
         """E sign u sign v = ±(1 − 2 t P(y))."""
         names = self._angle(place)
         if "sign" not in names:
-            p = self._polynomial(place, "p", tuple(-2.0 * x for x in arccosine(self.dtype)))
+            p = self._polynomial(place, arccosine(self.dtype), -2.0)
             size = f"fma({names['t']}, {p}, {self.constant(1.0)})"
             names["sign"] = self.define(f"sign_{names['id']}", f"copysign({size}, {names['rho']})")
         return names["sign"]

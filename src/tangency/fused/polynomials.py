@@ -14,9 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
-DEGREES = {"float32": 6, "float64": 19}
-
-
+DEGREES = {"float32": 6, "float64": 17}
+ABSOLUTE_DEGREES = {"float32": 5, "float64": 15}
 ARCTANGENT_DEGREES = {"float32": 9, "float64": 20}
 
 
@@ -24,6 +23,13 @@ ARCTANGENT_DEGREES = {"float32": 9, "float64": 20}
 def arccosine(dtype: str) -> tuple[float, ...]:
     """Coefficients of P, lowest first, to the precision of the type."""
     return _fit(lambda y: 2 * np.arcsin(np.sqrt(y / 2)) / np.sqrt(y) / _PI, DEGREES[dtype])
+
+
+@lru_cache
+def absolute_series(dtype: str) -> tuple[float, ...]:
+    """Coefficients of R, lowest first, to the precision of the type."""
+    series = np.polynomial.Polynomial([c / (k + 1.5) for k, c in enumerate(arccosine("float64"))])
+    return _fit(series, ABSOLUTE_DEGREES[dtype])
 
 
 @lru_cache
@@ -48,11 +54,6 @@ def _fit(function: Callable[[np.ndarray], np.ndarray], degree: int) -> tuple[flo
         before, here = here, 2 * shift * here - before
         total = total + coefficient * here
     return tuple(float(c) for c in total.coef)
-
-
-def integrated(coefficients: tuple[float, ...]) -> tuple[float, ...]:
-    """Coefficients of R from those of P."""
-    return tuple(c / (k + 1.5) for k, c in enumerate(coefficients))
 
 
 _PI = 4 * np.arctan(np.longdouble(1))

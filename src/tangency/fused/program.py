@@ -30,6 +30,12 @@ class PiecewiseLinear:
     sign: float
     at_zero: float
 
+    @property
+    def nonnegative(self) -> bool:
+        """Whether it is negative nowhere."""
+        values = self.linear + self.absolute, self.absolute - self.linear, self.one + self.sign, self.one - self.sign
+        return min(*values, self.at_zero) >= 0.0
+
 
 @dataclass(frozen=True)
 class Piecewise:
@@ -155,6 +161,26 @@ def operands(statement: Statement) -> tuple[int, ...]:
         case Dual(field) | Slide(field) | Pool(field) | Total(field):
             return (field,)
     return ()
+
+
+def nonnegative(program: Program) -> frozenset[int]:
+    """Fields that are negative nowhere, whatever the inputs."""
+    found: set[int] = set()
+    for index, statement in enumerate(program.statements):
+        match statement:
+            case Inner():
+                continue
+            case Sum(parts):
+                holds = all(part[0] >= 0.0 and not part[1] and not part[2] and part[3] in found for part in parts)
+            case Dual(_, Piecewise(f, g)):
+                holds = f.nonnegative and g.nonnegative
+            case Dual():
+                holds = False
+            case _:
+                holds = found.issuperset(operands(statement))
+        if holds:
+            found.add(index)
+    return frozenset(found)
 
 
 def tables(program: Program) -> tuple[Table, ...]:

@@ -19,7 +19,7 @@ from .lookup import NODES
 from .planes import pairs_within, plane_text
 from .pointwise import TINY
 from .program import Dual, NotFusedError, Program, Series, tables
-from .sides import Inputs, Sided, by_example, equal_examples, own_products, padded_to, positive_range
+from .sides import Inputs, Sided, aligned, by_example, equal_examples, own_products, padded_to, positive_range
 from .source import Source
 from .tables import GROUP, OutOfRangeError, terms
 
@@ -50,7 +50,7 @@ class Variant:
     def scratch_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Planes, totals, and totals rounded to the type of the planes."""
         dtype, size = self.source.dtype, max(1, len(self.source.totals())) * self.source.lanes
-        return np.zeros(max(1, self.scratch), dtype), np.zeros(size), np.zeros(size, dtype)
+        return aligned(max(1, self.scratch), dtype), np.zeros(size), np.zeros(size, dtype)
 
 
 class FusedKernel:
@@ -101,15 +101,19 @@ class FusedKernel:
         pair_text, pair_scratch = plane_text(pair, True, True)
         return first_text, pair_text, first, pair, max(first_scratch, pair_scratch)
 
+    def _numbers(self, source: Source) -> tuple[np.ndarray, ...]:
+        """What a program reads beside its examples."""
+        numbers = aligned(len(source.numbers) * source.lanes, source.dtype)
+        numbers[:] = np.repeat(source.numbers, source.lanes)
+        return (numbers,) if self.is_dense else (numbers, np.array([*source.table, 0], np.int64))
+
     def _variant(self, form: Kind, dtype: str, guarded: bool) -> Variant:
         key = (form, dtype, guarded)
         if key not in self._variants:
             first_text, pair_text, first, pair, scratch = self._texts(form, dtype, guarded)
-            numbers = [
-                (np.array([*s.factors, 0.0], dtype), *([] if self.is_dense else [np.array([*s.table, 0], np.int64)]))
-                for s in (pair, first)
-            ]
-            self._variants[key] = Variant(compiled(first_text), compiled(pair_text), pair, scratch, *numbers)
+            self._variants[key] = Variant(
+                compiled(first_text), compiled(pair_text), pair, scratch, self._numbers(pair), self._numbers(first)
+            )
         return self._variants[key]
 
     def matrix(
@@ -255,13 +259,13 @@ class FusedKernel:
         lanes, starts, slots = source.lanes, source.offsets(), source.layout.slots
         padded = padded_to(x, lanes)
         groups = padded.count // lanes
-        right = np.zeros((groups, starts[-1], lanes), dtype)
+        right = aligned((groups, starts[-1], lanes), dtype)
         for place, slot in zip(starts, slots, strict=False):
             if slot.known:
                 values = padded.quantities[slot.source].reshape(groups, lanes, -1).swapaxes(1, 2)
                 right[:, place : place + values.shape[1]] = values
         right = right.reshape(groups, -1)
-        coefficients = np.zeros((groups, int(places[-1]) * lanes), dtype)
+        coefficients = aligned((groups, int(places[-1]) * lanes), dtype)
 
         def series(group: Any) -> tuple[Any, ...]:
             rows = coefficients[group].reshape(-1)
@@ -319,7 +323,7 @@ class FusedKernel:
         per_column, per_row = variant.source.offsets()[-1], int(places[-1])
         pairs, outputs = inner_fields(variant.source.layout), len(variant.source.outputs)
         names = equal_examples(left, right)
-        spare = np.empty(
+        spare = aligned(
             (max(len(pairs), outputs) if len(pairs) == 1 else len(pairs) + outputs) * DENSE_ROWS * columns, dtype
         )
         for start in range(0, left.count, DENSE_ROWS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,18 @@ class Sided:
     @property
     def smallest_positive_root(self) -> float:
         return float(np.min(self.roots, where=self.roots > 0, initial=np.inf))
+
+
+LINE = 64
+"""Bytes of a line of the cache."""
+
+
+def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros that start where a line of the cache does, so that no vector of them lies across two lines."""
+    size, word = int(np.prod(shape)), np.dtype(dtype).itemsize
+    memory = np.zeros(size + LINE // word, dtype)
+    start = -memory.ctypes.data % LINE // word
+    return memory[start : start + size].reshape(shape)
 
 
 def by_example(lanes_last: np.ndarray, lanes: int) -> np.ndarray:

@@ -43,7 +43,7 @@ class Source:
     mode: str
     guarded: bool
     functions: dict[str, str] = field(default_factory=dict)
-    factors: list[float] = field(default_factory=list)
+    blocks: dict[tuple[str, ...], int] = field(default_factory=dict)
     table: list[int] = field(default_factory=list)
 
     @property
@@ -59,6 +59,16 @@ class Source:
         if text not in self.functions:
             self.functions[text] = f"{name}{len(self.functions)}"
         return self.functions[text]
+
+    def block(self, writer: Writer) -> int:
+        """Where the numbers of a piece of code start among all numbers that the program reads; equal blocks are one."""
+        numbers = (*map(repr, writer.factors), *writer.constants)
+        return self.blocks.setdefault(numbers, sum(map(len, self.blocks)))
+
+    @property
+    def numbers(self) -> list[float]:
+        """What the program reads from `cs`, where each is repeated for every lane."""
+        return [float(number) for block in self.blocks for number in block]
 
     def offsets(self) -> list[int]:
         """Where each slot starts among the one-sided quantities of an example, and their number."""
@@ -113,8 +123,11 @@ class Source:
 
 
 def prologue(writer: Writer) -> list[str]:
-    numbers = [f"{name} = splat(F({value}))" for value, name in writer.constants.items()]
-    return numbers + [f"f{i} = spread(cs, c0 + {i})" for i in range(len(writer.factors))]
+    """The numbers of a piece of code, read from memory at the place of their use: the processor can add what it reads
+    to a product, but not a number that it first has to spread over the lanes or that it kept on the stack.
+    """
+    names = [*(f"f{i}" for i in range(len(writer.factors))), *writer.constants.values()]
+    return [f"{name} = load(cs, (c0 + {i}) * {writer.lanes})" for i, name in enumerate(names)]
 
 
 def indented(lines: list[str], depth: int) -> str:
