@@ -12,6 +12,20 @@ import pytest
 from tangency import limit, models
 from tangency.errors import InputError
 from tangency.fused.polynomials import absolute_series, arccosine
+from tangency.fused.program import (
+    Dual,
+    Inner,
+    One,
+    Piecewise,
+    PiecewiseLinear,
+    Program,
+    Slide,
+    Sum,
+    Times,
+    Total,
+    nonnegative,
+)
+from tangency.graph.space import Window
 
 WIDTH = 8
 CONV = (3, 5, 4)
@@ -267,3 +281,14 @@ def test_polynomials_of_the_arc_cosine(dtype, tolerance):
             assert abs(t * p - exact / mpmath.pi) < tolerance
             rest = mpmath.sqrt(mpmath.mpf(y) * (2 - mpmath.mpf(y))) - (1 - mpmath.mpf(y)) * exact
             assert abs(t**3 * r - rest / mpmath.pi) < tolerance
+
+
+def test_what_cannot_be_negative():
+    relu, leaky = PiecewiseLinear(0, 0.5, 0.5, 0, 0.0), PiecewiseLinear(0, 0.6, 0.4, 0, 0.0)
+    step, sign = PiecewiseLinear(0.5, 0, 0, 0.5, 0.0), PiecewiseLinear(0, 0, 0, 1.0, 0.0)
+    duals = [Dual(0, Piecewise(f, f)) for f in (relu, leaky, step, sign)]
+    sums = [Sum(((2.0, (), (), 1), (1.0, (), (), 3))), Sum(((-1.0, (), (), 1),)), Sum(((1.0, (0,), (), 1),))]
+    more = [Times(1, 3), Times(1, 4), Slide(1, (Window(3),)), Total(0, True), One()]
+    statements = (Inner(0, 1), *duals, *sums, *more)
+    program = Program(statements, ((4,),) * len(statements), None, None, (1, 1), 1)
+    assert nonnegative(program) == {1, 3, 5, 8, 10, 12}
