@@ -10,6 +10,7 @@ import pytest
 from tests.cli.checks import mixed_table, refused, succeeded
 
 NUMBERS = "a,b,y\n" + "".join(f"{i},{(i * 7) % 10},{i % 2}\n" for i in range(20))
+WIDE = ",".join(f"c{i}" for i in range(30)) + "\n" + (",".join("0" * 30) + "\n") * 9
 ONE_CLASS = "a,y\n" + "".join(f"{i},yes\n" for i in range(20))
 CONSTANT_TARGET = "a,y\n" + "".join(f"{i},2.5\n" for i in range(20))
 CONSTANT_COLUMN = "a,b,y\n" + "".join(f"{i},3,{i % 2}\n" for i in range(20))
@@ -23,6 +24,7 @@ CONTRADICTION = "a,y\n" + "".join(f"{i // 2},{i}.5\n" for i in range(40))
     ("text", "arguments", "words"),
     [
         (NUMBERS, ["--target", "z"], ["has no column 'z'", "known are a, b, y"]),
+        (WIDE, ["--target", "z"], ["has no column 'z'", "c3 and 6 more"]),
         (NUMBERS, [], ["name the target with --target", "'a', 'b', 'y'"]),
         (ONE_CLASS, ["--target", "y"], ["target 'y'", "one class only ('yes')"]),
         (CONSTANT_TARGET, ["--target", "y", "--task", "regression"], ["target 'y'", "a constant (2.5)"]),

@@ -3,10 +3,14 @@
 import difflib
 from collections.abc import Iterable
 
+MOST = 24
+"""Names that are listed; of more, only their number is given."""
+
 
 def suggestion(name: str, existing: Iterable[str]) -> str:
-    """ "; did you mean 'b'? (known: a, b, c)"."""
+    """ "; did you mean 'b'? known are a, b, c"."""
     known = sorted(existing)
     close = difflib.get_close_matches(name, known, n=1)
     guess = f"; did you mean '{close[0]}'?" if close else ":"
-    return f"{guess} known are {', '.join(known)}"
+    more = f" and {len(known) - MOST} more" if len(known) > MOST else ""
+    return f"{guess} known are {', '.join(known[:MOST])}{more}"
