@@ -126,7 +126,7 @@ def accuracy(name: str, folder: Path) -> dict[str, Any]:
     (x, y), (x_test, y_test) = images(folder, "train", n), images(folder, "test", m)
     mean, scale = x.mean(axis=(0, 2, 3), keepdims=True), x.std(axis=(0, 2, 3), keepdims=True)
     x, x_test = (x - mean) / scale, (x_test - mean) / scale
-    kernel, cpu = limit(make, fused=True, input_shape=SHAPE), time.process_time()
+    kernel, cpu = limit(make, fused=True, input_shape=SHAPE, precision="float32"), time.process_time()
     classifier = NTKClassifier(kernel).fit(x, y)
     score = classifier.score(x_test, y_test)
     cpu = (time.process_time() - cpu) / (os.cpu_count() or 1)

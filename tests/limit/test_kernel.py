@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tangency import limit
+from tangency import NTKClassifier, limit
 from tangency.errors import AccuracyError, InputError, NonFiniteError
 from tangency.kernels import tiles
 
@@ -199,3 +199,35 @@ def test_unknown_kind_and_format():
         RELU.evaluate("ntkk", np.ones((1, 4)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="format: expected 'text' or 'latex'"):
         RELU.explain("html")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_precision_is_that_asked_for(fused, rng):
+    x, y = rng.normal(size=(5, 4)), rng.normal(size=(3, 4))
+    own = limit(mlp(jax.nn.relu), fused=fused)
+    single = limit(mlp(jax.nn.relu), fused=fused, precision="float32")
+    for found, expected in (
+        (single(x, y), own(x.astype(np.float32), y.astype(np.float32))),
+        (single.evaluate("both", x), own.evaluate("both", x.astype(np.float32))),
+        (single.diagonal("nngp", x), own.diagonal("nngp", x.astype(np.float32))),
+    ):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected)
+    double = limit(mlp(jax.nn.relu), fused=fused, precision="float64")
+    narrow = x.astype(np.float32)
+    np.testing.assert_array_equal(double(narrow), own(narrow.astype(np.float64)))
+
+
+def test_estimators_in_single_precision(rng):
+    x, labels = rng.normal(size=(30, 4)), np.arange(30) % 2
+    fits = [NTKClassifier(limit(mlp(jax.nn.relu), precision=p), ridge=1e-2).fit(x, labels) for p in ("float32", None)]
+    found, exact = (fit.decision_function(x[:5] + 0.1) for fit in fits)
+    np.testing.assert_allclose(found, exact, rtol=1e-3)
+    assert not np.array_equal(found, exact)
+
+
+def test_precision_is_refused_where_it_cannot_be_kept(rng):
+    with pytest.raises(InputError, match='precision: expected "float32", "float64" or None, got \'half\''):
+        limit(mlp(jax.nn.relu), precision="half")
+    with pytest.raises(NonFiniteError, match="x1: row 1 holds NaN or infinity"):
+        limit(mlp(jax.nn.relu), precision="float32")(np.array([[1.0] * 4, [1e300] * 4]))

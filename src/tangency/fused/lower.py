@@ -33,6 +33,7 @@ from .program import (
     Inner,
     NotFusedError,
     One,
+    Piecewise,
     Pool,
     Program,
     Rule,
@@ -301,7 +302,9 @@ class Lowering:
         place = self.field_of(self.query(u, u)[0], u.space)
         if place is None:
             raise NotFusedError("an activation of a signal without randomness")
-        return {((), (), self.emit(Dual(place, rule), u.space)): 1.0}
+        # Numbers that later sums multiply by anyway cost nothing there.
+        number, rule = rule.normalised() if isinstance(rule, Piecewise) else (1.0, rule)
+        return {((), (), self.emit(Dual(place, rule), u.space)): number}
 
 
 def lower(graph: Graph, rules: Rules) -> tuple[Program, list[Array], list[Known]]:

@@ -44,6 +44,14 @@ class Piecewise:
     f: PiecewiseLinear
     g: PiecewiseLinear
 
+    def normalised(self) -> tuple[float, Piecewise]:
+        """A number and a rule whose product this is, with E[f′ g′] = 1 at correlation 1 if there are slopes at all."""
+        f, size = self.f, self.f.linear * self.g.linear + self.f.absolute * self.g.absolute
+        if size <= 0.0:
+            return 1.0, self
+        scaled = PiecewiseLinear(*(x / size for x in (f.one, f.linear, f.absolute, f.sign, f.at_zero)))
+        return size, Piecewise(scaled, self.g)
+
 
 Operand: TypeAlias = int | float
 """A step's place, or −1, −2, −3 for the two variances and the covariance; or, as a `float`, a number."""

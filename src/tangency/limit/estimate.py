@@ -1,7 +1,7 @@
 """Kernels with a standard error."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,9 @@ class Estimate(NamedTuple):
 
 def averaged(replicates: Iterable[np.ndarray]) -> Estimate:
     """The mean of independent replicates with its standard error (Welford's running sums); one alone has no error."""
-    mean, squares, count = np.zeros(()), np.zeros(()), 0
+    mean: Any = 0.0
+    squares: Any = 0.0
+    count = 0
     for found in replicates:
         count += 1
         change = found - mean

@@ -49,8 +49,9 @@ class LimitKernel(Kernel):
         *,
         fused: bool | None = None,
         threads: int | None = None,
+        precision: str | None = None,
     ):
-        self._fused, self._threads = fused, threads
+        self._fused, self._threads, self._precision = fused, threads, precision
         self._fusions: dict[Graph, Fusion] = {}
         self._functions = functions
         self._settings = settings
@@ -94,7 +95,7 @@ class LimitKernel(Kernel):
         """
         _check_kind(kind)
         host = _on_host(x1) and (x2 is None or _on_host(x2))
-        concrete = [_concrete(x, name) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
+        concrete = [_concrete(x, name, self._precision) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
         _check_shapes(x1, x2)
         self.graph(tuple(np.shape(x1)[1:]), _holds_integers(x1))
         if any(x is None for x in concrete):
@@ -109,7 +110,7 @@ class LimitKernel(Kernel):
     def diagonal(self, kind: Kind, x: Inputs) -> Array:
         """k(x_i, x_i), `[n]`, from the recursion on single examples; `"both"` stacks (K, Θ) as `[2, n]`."""
         _check_kind(kind)
-        host, concrete = _on_host(x), _concrete(x, "x")
+        host, concrete = _on_host(x), _concrete(x, "x", self._precision)
         _check_shapes(x, None)
         self.graph(tuple(np.shape(x)[1:]), _holds_integers(x))
         if concrete is None:
@@ -188,7 +189,7 @@ class LimitKernel(Kernel):
 
     def _on_data(self, method: str, x1: Inputs, x2: Inputs | None) -> tuple[np.ndarray, np.ndarray | None, bool]:
         """Checked examples, the graph of their shape derived, and whether they are evaluated in float64."""
-        arrays = [_concrete(x, name) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
+        arrays = [_concrete(x, name, self._precision) for x, name in ((x1, "x1"), (x2, "x2")) if x is not None]
         _check_shapes(x1, x2)
         if any(x is None for x in arrays):
             raise InputError(f"{method}: needs concrete arrays, not tracers; take kernel(x1, x2) inside jit")
@@ -425,8 +426,11 @@ def _holds_integers(x: Any) -> bool:
     return np.dtype(getattr(x, "dtype", None) or np.asarray(x).dtype).kind in "iub"
 
 
-def _concrete(x: Any, name: str) -> np.ndarray | None:
-    """The values of an array outside of any trace, checked to be finite numbers; None for a tracer."""
+def _concrete(x: Any, name: str, precision: str | None) -> np.ndarray | None:
+    """The values of an array outside of any trace, checked to be finite numbers; None for a tracer.
+
+    Real numbers are taken to `precision`, if one is given.
+    """
     try:
         array = np.asarray(x)
     except jax.errors.TracerArrayConversionError:
@@ -435,6 +439,9 @@ def _concrete(x: Any, name: str) -> np.ndarray | None:
         return array
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"{name}: expected real numbers, got an array of dtype {array.dtype}")
+    if precision is not None:
+        with np.errstate(over="ignore"):
+            array = array.astype(precision, copy=False)
     if array.ndim and len(array):
         bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
         if bad.any():
