@@ -112,7 +112,9 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
         before_columns.append(f"row{k} = {zero}")
         end.append(f"total{k} = total{k} + row{k}")
     text = [NJIT, f"def {{name}}({ARRAYS}{source.series}, {', '.join(arguments)}):"]
-    text += [indented([*prologue(writer), *(f"total{k} = {zero}" for k in range(len(sums)))], 1)]
+    totals_at_zero = [f"total{k} = {zero}" for k in range(len(sums))]
+    outside = prologue(writer, [*totals_at_zero, *before_rows, *before_columns, *end])
+    text += [indented([*outside, *totals_at_zero], 1)]
     text += ["    for i in range(h):", indented([*before_rows, *before_columns], 2)]
     text += ["        for p in range(w):", indented([*prologue(writer), *each, *writer.lines], 3), indented(end, 2)]
     for k, index in enumerate(sums):

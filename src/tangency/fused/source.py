@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from .layout import Layout
@@ -122,12 +123,19 @@ class Source:
         )
 
 
-def prologue(writer: Writer) -> list[str]:
+def prologue(writer: Writer, lines: list[str] | None = None) -> list[str]:
     """The numbers of a piece of code, read from memory at the place of their use: the processor can add what it reads
     to a product, but not a number that it first has to spread over the lanes or that it kept on the stack.
+
+    With `lines`, only those that occur in them.
     """
     names = [*(f"f{i}" for i in range(len(writer.factors))), *writer.constants.values()]
-    return [f"{name} = load(cs, (c0 + {i}) * {writer.lanes})" for i, name in enumerate(names)]
+    used = None if lines is None else set(re.findall(r"\w+", "\n".join(lines)))
+    return [
+        f"{name} = load(cs, (c0 + {i}) * {writer.lanes})"
+        for i, name in enumerate(names)
+        if used is None or name in used
+    ]
 
 
 def indented(lines: list[str], depth: int) -> str:
