@@ -213,6 +213,8 @@ def test_precision_is_that_asked_for(fused, rng):
     ):
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, expected)
+    assert "inputs are taken to float32" in str(single)
+    assert "inputs are taken" not in str(own)
     double = limit(mlp(jax.nn.relu), fused=fused, precision="float64")
     narrow = x.astype(np.float32)
     np.testing.assert_array_equal(double(narrow), own(narrow.astype(np.float64)))

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from ..errors import InputError, NonFiniteError
-from ..models.suggestion import suggestion
+from ..models.suggestion import listed, suggestion
 from .data import Table
 
 Task = Literal["classification", "regression"]
@@ -157,6 +157,5 @@ def check_target_varies(values: np.ndarray, target: str, task: Task, part: str) 
         raise InputError(f"target '{target}' is {what} in the {part}; there is nothing to learn")
 
 
-def _listing(names: Sequence[str], most: int = 12) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def _listing(names: Sequence[str]) -> str:
+    return listed([f"'{name}'" for name in names], 12)

@@ -11,6 +11,7 @@ from .. import models, report
 from ..errors import InputError, SingularMatrixError
 from ..estimators import NTKClassifier, NTKRegressor
 from ..kernels import Kernel
+from ..models.suggestion import listed
 from .baselines import predict_baselines
 from .columns import (
     Column,
@@ -212,8 +213,7 @@ def _constant_note(preprocessing: Preprocessing) -> tuple[str, ...]:
     names = preprocessing.constant
     if not names:
         return ()
-    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    return (f"left out, constant in the training part: {shown}",)
+    return (f"left out, constant in the training part: {listed(names, 6)}",)
 
 
 def predictions_csv(fit: Fit) -> bytes:

@@ -74,20 +74,13 @@ class Writer:
     terms: Callable[[int, int], str]
     count: Callable[[str, int, int], str]
     constants: dict[str, str] = field(default_factory=dict)
-    factors: list[float] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     shared: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def constant(self, value: float) -> str:
-        """A number that the code itself depends on."""
+        """A number that is handed to the program, so that layers that differ in numbers alone share their code."""
         return self.constants.setdefault(repr(value), f"n{len(self.constants)}")
-
-    def factor(self, value: float) -> str:
-        """A number of this layer."""
-        if value not in self.factors:
-            self.factors.append(value)
-        return f"f{self.factors.index(value)}"
 
     def define(self, name: str, expression: str) -> str:
         self.lines.append(f"{name} = {expression}")
@@ -190,7 +183,7 @@ class Writer:
                     assert slot is not None
                     other = self.side(side, slot, "value")
                     value = other if value is None else f"({value} * {other})"
-            scale = None if factor == 1.0 and value is not None else self.factor(factor)
+            scale = None if factor == 1.0 and value is not None else self.constant(factor)
             if not total:
                 total = str(value if scale is None else scale if value is None else f"{scale} * {value}")
             elif scale is None or value is None:
@@ -239,10 +232,14 @@ class Writer:
 
     def _polynomial(self, place: int, coefficients: tuple[float, ...], factor: float) -> str:
         """A polynomial in y, times a number."""
-        y, total = self._angle(place)["y"], self.constant(factor * coefficients[-1])
-        for coefficient in coefficients[-2::-1]:
-            total = f"fma({total}, {y}, {self.constant(factor * coefficient)})"
-        return total
+        names, scaled = self._angle(place), [factor * coefficient for coefficient in coefficients]
+        key = repr(scaled)
+        if key not in names:
+            total = self.constant(scaled[-1])
+            for coefficient in scaled[-2::-1]:
+                total = f"fma({total}, {names['y']}, {self.constant(coefficient)})"
+            names[key] = self.define(f"p{len(self.lines)}", total)
+        return names[key]
 
     def dual(self, place: int, f: PiecewiseLinear, g: PiecewiseLinear) -> str:
         """Moments of {1, u, |u|, sign u}: Cho & Saul 2009, equations 3 and 6."""

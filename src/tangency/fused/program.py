@@ -7,7 +7,7 @@ of one example (at each position) that the caller computes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TypeAlias
 
 from ..graph.space import Window
@@ -46,11 +46,10 @@ class Piecewise:
 
     def normalised(self) -> tuple[float, Piecewise]:
         """A number and a rule whose product this is, with E[f′ g′] = 1 at correlation 1 if there are slopes at all."""
-        f, size = self.f, self.f.linear * self.g.linear + self.f.absolute * self.g.absolute
+        size = self.f.linear * self.g.linear + self.f.absolute * self.g.absolute
         if size <= 0.0:
             return 1.0, self
-        scaled = PiecewiseLinear(*(x / size for x in (f.one, f.linear, f.absolute, f.sign, f.at_zero)))
-        return size, Piecewise(scaled, self.g)
+        return size, Piecewise(PiecewiseLinear(*(x / size for x in astuple(self.f))), self.g)
 
 
 Operand: TypeAlias = int | float

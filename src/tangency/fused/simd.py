@@ -108,11 +108,11 @@ def _broadcast(builder: Any, number: Any, vector: Vector) -> Any:
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), None))
 
 
-def vectors(lanes: int) -> tuple[Any, Any, Any, Any]:
-    """(load, store, spread, splat) for vectors of this many lanes.
+def vectors(lanes: int) -> tuple[Any, Any, Any]:
+    """(load, store, spread) for vectors of this many lanes.
 
-    `load(array, i)` and `store(array, i, v)` take the lanes from index i on; `spread(array, i)` repeats one entry and
-    `splat(x)` a number. Indices are not checked.
+    `load(array, i)` and `store(array, i, v)` take the lanes from index i on; `spread(array, i)` repeats one entry.
+    Indices are not checked.
     """
 
     @intrinsic
@@ -145,13 +145,4 @@ def vectors(lanes: int) -> tuple[Any, Any, Any, Any]:
 
         return vector(array, types.int64), lower
 
-    @intrinsic
-    def splat(typing_context: Any, number: Any) -> Any:
-        vector = Vector(number, lanes)
-
-        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return _broadcast(builder, args[0], vector)
-
-        return vector(number), lower
-
-    return load, store, spread, splat
+    return load, store, spread

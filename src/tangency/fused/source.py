@@ -18,7 +18,7 @@ from tangency.fused.lookup import look_up
 from tangency.fused.simd import absolute, copysign, fma, sqrt, vectors, where_equal, where_less, where_less_equal
 
 F = np.{dtype}
-load, store, spread, splat = vectors({lanes})
+load, store, spread = vectors({lanes})
 
 
 @numba.njit(error_model="numpy")
@@ -63,8 +63,7 @@ class Source:
 
     def block(self, writer: Writer) -> int:
         """Where the numbers of a piece of code start among all numbers that the program reads; equal blocks are one."""
-        numbers = (*map(repr, writer.factors), *writer.constants)
-        return self.blocks.setdefault(numbers, sum(map(len, self.blocks)))
+        return self.blocks.setdefault(tuple(writer.constants), sum(map(len, self.blocks)))
 
     @property
     def numbers(self) -> list[float]:
@@ -129,11 +128,10 @@ def prologue(writer: Writer, lines: list[str] | None = None) -> list[str]:
 
     With `lines`, only those that occur in them.
     """
-    names = [*(f"f{i}" for i in range(len(writer.factors))), *writer.constants.values()]
     used = None if lines is None else set(re.findall(r"\w+", "\n".join(lines)))
     return [
         f"{name} = load(cs, (c0 + {i}) * {writer.lanes})"
-        for i, name in enumerate(names)
+        for i, name in enumerate(writer.constants.values())
         if used is None or name in used
     ]
 

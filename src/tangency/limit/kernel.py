@@ -212,6 +212,9 @@ class LimitKernel(Kernel):
 
     def _path(self) -> str:
         """How host-level evaluation goes about this graph, in one line."""
+        return self._evaluator() + (f"; inputs are taken to {self._precision}" if self._precision else "")
+
+    def _evaluator(self) -> str:
         if self._fused is False:
             return "evaluated by XLA: the fused path is switched off"
         fusion = self._fusion()

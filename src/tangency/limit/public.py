@@ -54,8 +54,8 @@ def limit(
             float32, 21 convolutions with ReLU err by at most 5e-7 relative to float64 (CIFAR-10 and Gaussian images).
         threads: how many threads the fused path may use; None: as many as the process has processors.
         precision: the type in which real inputs are evaluated, whatever their own; None: their own. Everything that
-            fits a kernel to data hands over float64 and solves in float64, so that "float32" here makes the kernel of
-            images two to four times faster and leaves an error of about 1e-6 in its entries. Tracers keep their type.
+            fits a kernel to data hands over float64 and solves in float64, so that "float32" here makes the fused
+            kernel of images about three times faster; its error is stated above. Tracers keep their type.
 
     Returns:
         A kernel: `kernel(x1, x2=None)` is the NTK Θ and `kernel.nngp(x1, x2=None)` the NNGP kernel K per output

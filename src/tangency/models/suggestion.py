@@ -1,10 +1,13 @@
-"""The end of an error message about an unknown name."""
+"""Names in messages: some of many, and the end of an error message about an unknown one."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-MOST = 24
-"""Names that are listed; of more, only their number is given."""
+
+def listed(names: Sequence[str], most: int) -> str:
+    """ "a, b, c and 6 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def suggestion(name: str, existing: Iterable[str]) -> str:
@@ -12,5 +15,4 @@ def suggestion(name: str, existing: Iterable[str]) -> str:
     known = sorted(existing)
     close = difflib.get_close_matches(name, known, n=1)
     guess = f"; did you mean '{close[0]}'?" if close else ":"
-    more = f" and {len(known) - MOST} more" if len(known) > MOST else ""
-    return f"{guess} known are {', '.join(known[:MOST])}{more}"
+    return f"{guess} known are {listed(known, 24)}"
