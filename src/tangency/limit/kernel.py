@@ -442,14 +442,20 @@ def _concrete(x: Any, name: str, precision: str | None) -> np.ndarray | None:
         return array
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"{name}: expected real numbers, got an array of dtype {array.dtype}")
-    if precision is not None:
-        with np.errstate(over="ignore"):
-            array = array.astype(precision, copy=False)
+    _check_finite(array, f"{name}: row %d holds NaN or infinity; remove or impute it")
+    if precision is None or array.dtype == precision:
+        return array
+    with np.errstate(over="ignore"):
+        array = array.astype(precision)
+    _check_finite(array, f"{name}: row %d goes beyond the range of {precision}; scale it, or give another precision=")
+    return array
+
+
+def _check_finite(array: np.ndarray, message: str) -> None:
     if array.ndim and len(array):
         bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
         if bad.any():
-            raise NonFiniteError(f"{name}: row {int(np.argmax(bad))} holds NaN or infinity; remove or impute it")
-    return array
+            raise NonFiniteError(message % int(np.argmax(bad)))
 
 
 def _check_shapes(x1: Any, x2: Any) -> None:
