@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .layout import Layout, terms_of
 from .program import Inner
-from .source import ENTRY, HEADER, Source, indented, prologue
+from .source import ENTRY, Source, indented, prologue
 
 ROWS = 32
 """Rows whose coefficients stay in the cache while one group of columns after the other passes by."""
@@ -80,6 +80,4 @@ def dense_text(source: Source, cache: bool) -> str:
         else:
             entry += ["    for i in range(first, last):", indented(same, 2)]
             entry += [f"        for j in range(max(0, (i - skip) // {L} * {L}), columns, {L}):", indented(each, 3)]
-    return (
-        HEADER.format(dtype=source.dtype, lanes=L) + "\n\n" + "\n".join(line for line in entry if line.strip()) + "\n"
-    )
+    return source.header + "\n\n" + "\n".join(line for line in entry if line.strip()) + "\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .layout import Segment, Stage, axis_windows, pool_windows, terms_of
 from .program import Inner, Pool, Slide, operands
-from .source import ENTRY, HEADER, NJIT, Source, indented, prologue
+from .source import ENTRY, NJIT, Source, indented, plus, prologue, scaled
 
 ARRAYS = "S, A, B, X, Y, T, U, cs"
 """Scratch; one-sided quantities and inputs of x1 and x2; totals, also rounded; numbers of the layers."""
@@ -27,6 +27,7 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
     inputs: list[int] = []
     stored: list[int] = []
     slid: dict[int, str] = {}
+    starts: dict[str, str] = {}
     lanes_on_both = source.mode != "pair"
 
     def note(items: list[int], item: int) -> int:
@@ -42,8 +43,18 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
         if isinstance(statement, Inner) and index in stage.body:
             return inner(index, statement)
         if isinstance(statement, Pool) and index in stage.body:
-            return f"load(S, st{note(stored, index)} + (i * w + p) * {L})"
-        return f"load(S, in{note(reads, index)} + (i + 1) * {source.row} + ({layout.left} + p) * {L})"
+            k = note(stored, index)
+            return f"load(S, {of_row(f'st{k}', f'st{k} + i * w * {L}')} + pl)"
+        return f"load(S, {row_of(f'in{note(reads, index)}')} + pl)"
+
+    def of_row(name: str, value: str) -> str:
+        """A variable of this value, which depends on the row."""
+        starts[f"{name}_i"] = value
+        return f"{name}_i"
+
+    def row_of(buffer: str) -> str:
+        """Where the row starts in a buffer."""
+        return of_row(buffer, f"{buffer} + (i + 1) * {source.row} + {layout.left * L}")
 
     def inner(index: int, statement: Inner) -> str:
         columns, width = layout.grid(index)[1], program.widths[statement.left]
@@ -60,18 +71,21 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
         return name
 
     def place_of(which: str, slot: int, number: str) -> str:
+        """Where a number of this position lies, or its first lane."""
         k, (_, columns), size = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].count
-        return f"{which}{k} + (i * {columns} + p) * {size} + {layout.number(slot, number)}"
+        each = 1 if is_single(which) else L
+        start = of_row(f"{which}{k}", scaled(f"({which}{k} + i * {columns * size})", each))
+        return plus(f"{start} + {scaled('p', size * each)}", layout.number(slot, number) * each)
 
     def side(which: str, slot: int, number: str) -> str:
         place = place_of(which, slot, number)
-        return f"spread(A, {place})" if is_single(which) else f"load({which.upper()}, ({place}) * {L})"
+        return f"spread(A, {place})" if is_single(which) else f"load({which.upper()}, {place})"
 
     def is_single(which: str) -> bool:
         return which == "a" and not lanes_on_both
 
     def address(slot: int, number: str) -> str:
-        return f"({place_of('b', slot, number)}) * {L}"
+        return place_of("b", slot, number)
 
     def row(which: str, slot: int, table: int) -> str:
         k, (_, columns), series = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].series
@@ -83,8 +97,7 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
         return f"K[k{note(slots, slot)} + {2 * layout.slots[slot].series.index(table) + 1}]"
 
     def count(which: str, slot: int, table: int) -> str:
-        place = place_of(which, slot, terms_of(table, not is_single(which)))
-        return f"A[{place}]" if is_single(which) else f"{which.upper()}[({place}) * {L}]"
+        return f"{which.upper()}[{place_of(which, slot, terms_of(table, not is_single(which)))}]"
 
     writer = source.writer(load, side, address, row, terms, count)
     before_rows, before_columns, each = slides(source, stage, reads, slid)
@@ -100,10 +113,10 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
     arguments += [f"st{k}" for k in range(len(stored))] + ["h", "w", "hs"]
     end = []
     for k, index in enumerate(kept):
-        place = f"out{k} + (i + 1) * {source.row} + ({layout.left} + p) * {L}"
-        writer.lines.append(f"store(S, {place}, {writer.of(index)})")
+        start = row_of(f"out{k}")
+        writer.lines.append(f"store(S, {start} + pl, {writer.of(index)})")
         end += [
-            f"store(S, out{k} + (i + 1) * {source.row} + ({layout.left + m} + w) * {L}, {writer.constant(0.0)})"
+            f"store(S, {start} + {scaled('w', L) if m == 0 else f'(w + {m}) * {L}'}, {writer.constant(0.0)})"
             for m in range(layout.right)
         ]
     zero = writer.constant(0.0)
@@ -115,8 +128,10 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
     totals_at_zero = [f"total{k} = {zero}" for k in range(len(sums))]
     outside = prologue(writer, [*totals_at_zero, *before_rows, *before_columns, *end])
     text += [indented([*outside, *totals_at_zero], 1)]
+    before_rows += [f"{name} = {value}" for name, value in starts.items()]
+    body = [f"pl = p * {L}", *prologue(writer), *each, *writer.lines]
     text += ["    for i in range(h):", indented([*before_rows, *before_columns], 2)]
-    text += ["        for p in range(w):", indented([*prologue(writer), *each, *writer.lines], 3), indented(end, 2)]
+    text += ["        for p in range(w):", indented(body, 3), indented(end, 2)]
     for k, index in enumerate(sums):
         text += [f"    store(U, 0, total{k})", f"    for l in range({L}):"]
         text += [f"        T[{totals[index] * L} + l] += np.float64(U[l])"]
@@ -152,22 +167,23 @@ def slides(
         base = f"in{reads.index(statement.field)}"
         for tap in range(rows.size):
             shift = tap * rows.dilation - rows.low
-            place = f"i * {rows.stride} + {shift}"
+            place = scaled("i", rows.stride)
             rows_lines.append(f"r{number}_{tap} = {base}")
-            rows_lines.append(f"if 0 <= {place} < hs:")
-            rows_lines.append(f"    r{number}_{tap} = {base} + ({place} + 1) * {source.row}")
+            rows_lines.append(f"if 0 <= {plus(place, shift)} < hs:")
+            rows_lines.append(f"    r{number}_{tap} = {base} + ({plus(place, shift + 1)}) * {source.row}")
 
-        def vertical(column: str, number: int = number, count: int = rows.size) -> str:
-            return " + ".join(f"load(S, r{number}_{tap} + ({column}) * {L})" for tap in range(count))
+        def vertical(column: str, place: int, number: int = number, count: int = rows.size) -> str:
+            return " + ".join(f"load(S, {plus(f'r{number}_{tap}{column}', place * L)})" for tap in range(count))
 
         start = layout.left - columns.low
         names = [f"z{number}_{tap}" for tap in range(columns.size)]
         if columns.stride == 1 and columns.dilation == 1:
-            first += [f"{names[tap]} = {vertical(str(start + tap))}" for tap in range(columns.size - 1)]
-            each.append(f"{names[-1]} = {vertical(f'p + {start + columns.size - 1}')}")
+            first += [f"{names[tap]} = {vertical('', start + tap)}" for tap in range(columns.size - 1)]
+            each.append(f"{names[-1]} = {vertical(' + pl', start + columns.size - 1)}")
         else:
             for tap in range(columns.size):
-                each.append(f"{names[tap]} = {vertical(f'p * {columns.stride} + {start + tap * columns.dilation}')}")
+                column = f" + {scaled('pl', columns.stride)}"
+                each.append(f"{names[tap]} = {vertical(column, start + tap * columns.dilation)}")
         each.append(f"z{number} = {' + '.join(names)}")
         if columns.stride == 1 and columns.dilation == 1:
             each += [f"{names[tap]} = {names[tap + 1]}" for tap in range(columns.size - 1)]
@@ -433,5 +449,5 @@ def plane_text(source: Source, everything: bool, cache: bool) -> tuple[str, int]
         entry += ["        A = A2[i]", "        X = X2[i]", *(["        C = C2[i]"] if source.series else [])]
         entry += [indented([*lines, *finish, f"{tail}, i * {len(source.outputs)})"], 2)]
     functions = [text.replace("{name}", name) for text, name in source.functions.items()]
-    parts = [HEADER.format(dtype=source.dtype, lanes=L), *functions, "\n".join(entry)]
+    parts = [source.header, *functions, "\n".join(entry)]
     return "\n\n\n".join(part.strip("\n") for part in parts) + "\n", scratch
