@@ -191,20 +191,25 @@ def slides(
     return rows_lines, first, each
 
 
-def pool_function(source: Source, segment: Segment) -> str:
-    """Adds a plane to the stored planes that its pairs of positions are pooled into."""
+def pool_function(source: Source, segment: Segment, places: list[tuple[int, int]], most: tuple[int, int]) -> str:
+    """Adds planes to the stored planes that their pairs of positions are pooled into.
+
+    `places` are where planes and stored planes start; `most` bounds the offsets of the latter.
+    """
     layout, L = source.layout, source.lanes
     rows, columns = pool_windows(layout.program, segment)
     out_rows, out_columns = layout.grid(segment.pools[0])
+    (DH, DW), start = most, source.row + layout.left * L
+    adding = [f"store(S, to + {dst}, load(S, to + {dst}) + load(S, at + {src + start}))" for src, dst in places]
     text = f"""
 {NJIT}
-def {{name}}(S, src, dst, h, w, dh, dw, DH, DW):
-    one_row = before({out_columns}, DW, DW + 1)
+def {{name}}(S, h, w, dh, dw):
+    one_row = before({out_columns}, {DW}, {DW + 1})
     for k in range({rows.size}):
         for l in range({rows.size}):
             e = dh - (k - l) * {rows.dilation}
             oh = e // {rows.stride}
-            if e % {rows.stride} or abs(oh) > DH:
+            if e % {rows.stride} or abs(oh) > {DH}:
                 continue
             ho = {out_rows} - abs(oh)
             i0 = {rows.stride} * max(oh, 0) + k * {rows.dilation} - {rows.low} - max(dh, 0)
@@ -212,22 +217,21 @@ def {{name}}(S, src, dst, h, w, dh, dw, DH, DW):
                 for l2 in range({columns.size}):
                     e = dw - (k2 - l2) * {columns.dilation}
                     ow = e // {columns.stride}
-                    if e % {columns.stride} or abs(ow) > DW:
+                    if e % {columns.stride} or abs(ow) > {DW}:
                         continue
                     wo = {out_columns} - abs(ow)
                     j0 = {columns.stride} * max(ow, 0) + k2 * {columns.dilation} - {columns.low} - max(dw, 0)
-                    base = dst + (before({out_rows}, DH, oh) * one_row + ho * before({out_columns}, DW, ow)) * {L}
+                    base = before({out_rows}, {DH}, oh) * one_row + ho * before({out_columns}, {DW}, ow)
                     for i in range(ho):
                         ii = i * {rows.stride} + i0
                         if 0 <= ii < h:
                             for j in range(wo):
                                 jj = j * {columns.stride} + j0
                                 if 0 <= jj < w:
-                                    to = base + (i * wo + j) * {L}
-                                    at = src + (ii + 1) * {source.row} + ({layout.left} + jj) * {L}
-                                    store(S, to, load(S, to) + load(S, at))
+                                    to = (base + i * wo + j) * {L}
+                                    at = ii * {source.row} + jj * {L}
 """
-    return source.function("pool", text.strip("\n"))
+    return source.function("pool", text.strip("\n") + "\n" + indented(adding, 9))
 
 
 def driver(source: Source, everything: bool) -> tuple[list[str], int]:
@@ -321,14 +325,13 @@ def plane_lines(source, segment, source_bounds, number, stores, totals, places, 
         hs = f"h{geometry(slid.pop())}" if slid else "0"
         stages.append((name, tuple(arguments), (f"h{g}", f"w{g}", hs)))
     calls += repeated(source, stages)
+    pooled: dict[str, list[tuple[int, int]]] = {}
     for index in segment.pools:
         inside = operands(program.statements[index])[0]
-        g = geometry(segment.geometry[inside])
-        most = source_bounds[number + 1]
-        calls.append(
-            f"{pool_function(source, segment)}(S, {segment.buffers[inside] * source.plane}, {stores[index]}, "
-            f"h{g}, w{g}, dh, dw, {most[0]}, {most[1]})"
-        )
+        place = segment.buffers[inside] * source.plane, stores[index]
+        pooled.setdefault(geometry(segment.geometry[inside]), []).append(place)
+    for g, own in pooled.items():
+        calls.append(f"{pool_function(source, segment, own, source_bounds[number + 1])}(S, h{g}, w{g}, dh, dw)")
     return calls
 
 
