@@ -227,6 +227,23 @@ def test_refusals_name_the_operation_the_line_and_the_way_out(apply, message, sh
         assert start < int(line) < start + len(lines)
 
 
+def test_a_declared_derivative_is_checked_for_its_own_constants():
+    """One that is true for some constants may be wrong for others, though the program reads the same."""
+
+    def tripled(slopes):
+        slopes = jnp.asarray(slopes)
+        function = jax.custom_jvp(lambda u: 3.0 * u)
+        function.defjvp(lambda primals, tangents: (function(primals[0]), tangents[0] * slopes.sum()))
+        return lambda p, x: p["v"] @ function(p["w"] @ x)
+
+    x = np.ones((2, 4))
+    expected = network(lambda p, x: p["v"] @ (3.0 * (p["w"] @ x)))(x)
+    for _ in range(2):
+        np.testing.assert_allclose(network(tripled([1.0, 2.0]))(x), expected, rtol=1e-12)
+    with pytest.raises(UnsupportedModelError, match="straight-through estimator"):
+        network(tripled([1.0, 4.0]))(x)
+
+
 def test_lines_inside_a_library_are_reported_as_the_users_call():
     class Net(eqx.Module):
         conv: eqx.nn.Conv1d
