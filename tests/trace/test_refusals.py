@@ -244,6 +244,21 @@ def test_a_declared_derivative_is_checked_for_its_own_constants():
         network(tripled([1.0, 4.0]))(x)
 
 
+def test_a_declared_derivative_of_a_function_with_arrays_in_its_closure():
+    def scaled(by, declared):
+        by, declared = (jnp.asarray(values) for values in (by, declared))
+        function = jax.custom_jvp(lambda u: u * by.sum())
+        function.defjvp(lambda primals, tangents: (function(primals[0]), tangents[0] * declared.sum()))
+        return lambda p, x: p["v"] @ function(p["w"] @ x)
+
+    x = np.ones((2, 4))
+    expected = network(lambda p, x: p["v"] @ (3.0 * (p["w"] @ x)))(x)
+    np.testing.assert_allclose(network(scaled([1.0, 2.0], [1.0, 2.0]))(x), expected, rtol=1e-12)
+    for wrong in (([1.0, 2.0], [1.0, 4.0]), ([1.0, 4.0], [1.0, 2.0])):
+        with pytest.raises(UnsupportedModelError, match="straight-through estimator"):
+            network(scaled(*wrong))(x)
+
+
 def test_lines_inside_a_library_are_reported_as_the_users_call():
     class Net(eqx.Module):
         conv: eqx.nn.Conv1d

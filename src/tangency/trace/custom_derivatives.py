@@ -1,7 +1,7 @@
 """Custom derivatives: inlined where they are the true derivative, refused where the user's gradient is another."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,10 +16,14 @@ _checked: set[str] = set()
 """Programs of declared gradients that were found true; text decides, as JAX makes a new object for every call."""
 
 
-def check_custom_derivative(equation: jex.JaxprEqn, inlined: jex.ClosedJaxpr, source: str | None) -> None:
+def check_custom_derivative(
+    equation: jex.JaxprEqn, inlined: jex.ClosedJaxpr, constants: Mapping[int, Any], source: str | None
+) -> None:
     """Compare the gradient the function declares with that of its own computation, at random points.
 
     A straight-through estimator, say, declares another one: inlining it would give the NTK of another network.
+    `constants` are the values of those operands that are the same for all examples and parameters: arrays in the
+    function's closure are operands too, and nothing is declared for them.
 
     Raises:
         UnsupportedModelError: the two gradients differ.
@@ -33,15 +37,24 @@ def check_custom_derivative(equation: jex.JaxprEqn, inlined: jex.ClosedJaxpr, so
         debug_info=inlined.jaxpr.debug_info._replace(arg_names=None, result_paths=None),
     )
     literals = {i: atom.val for i, atom in enumerate(equation.invars) if isinstance(atom, jex.Literal)}
-    declared = jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ()))
-    computed = jex.jaxpr_as_fun(inlined)
+    free = [i for i in range(len(equation.invars)) if i not in literals and i not in constants]
 
     def complete(arguments: tuple[Any, ...]) -> list[Any]:
-        rest = iter(arguments)
-        return [literals[i] if i in literals else next(rest) for i in range(len(equation.invars))]
+        found = literals | dict(zip(free, arguments, strict=True))
+        for i, value in constants.items():
+            aval: Any = equation.invars[i].aval
+            found.setdefault(i, jax.numpy.asarray(value, aval.dtype))
+        return [found[i] for i in range(len(equation.invars))]
+
+    def declared(*arguments: Any) -> list[Any]:
+        values = [value for i, value in enumerate(complete(arguments)) if i not in literals]
+        return jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ()))(*values)
+
+    def computed(*arguments: Any) -> list[Any]:
+        return jex.jaxpr_as_fun(inlined)(*complete(arguments))
 
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        avals: list[Any] = [atom.aval for atom in one.invars]
+        avals: list[Any] = [equation.invars[i].aval for i in free]
         ends: list[Any] = [atom.aval for atom in one.outvars]
         shapes = ([jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in group] for group in (avals, ends))
         program = jax.make_jaxpr(lambda points, weights: jax.vjp(declared, *points)[1](weights))(*shapes)
@@ -55,7 +68,7 @@ def check_custom_derivative(equation: jex.JaxprEqn, inlined: jex.ClosedJaxpr, so
             def cotangent(output: Any, seed: int = seed, weight: float = weight) -> Any:
                 return _point(output, np.random.default_rng(seed), weight)
 
-            expected = _pullback(lambda *a: computed(*complete(a)), points, cotangent)
+            expected = _pullback(computed, points, cotangent)
             if not _close(_pullback(declared, points, cotangent), expected):
                 raise UnsupportedModelError(
                     f"the custom derivative of '{equation.params.get('name', inlined.jaxpr.debug_info.func_name)}'",

@@ -300,7 +300,8 @@ class Interpreter:
         closed = inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ())
         known = all(isinstance(operand, Known) for operand in equation.operands)
         if equation.name.startswith("custom") and not known:
-            check_custom_derivative(equation.jaxpr_equation, closed, equation.source)
+            constants = {i: o.value for i, o in enumerate(equation.operands) if isinstance(o, kn.Constant)}
+            check_custom_derivative(equation.jaxpr_equation, closed, constants, equation.source)
         results = self.run(closed, equation.operands, equation.source)
         return [_labelled(value, equation.parameters.get("name")) for value in results]
 

@@ -422,7 +422,7 @@ def _true_derivatives(equations: Sequence[jex.JaxprEqn]) -> bool:
         if inner is not None:
             closed = inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ())
             try:
-                check_custom_derivative(equation, closed, source_line(equation))
+                check_custom_derivative(equation, closed, {}, source_line(equation))
             except UnsupportedModelError:
                 return False
     return True
