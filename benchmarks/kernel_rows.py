@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from networks import PEER_ACTIVATIONS, Case
+
 WIDTH = 16
 SHAPE = (3, 32, 32)
 DENSE_N, DENSE_D = 6000, 784
@@ -37,13 +39,12 @@ class Row:
     @property
     def in_peer(self) -> str:
         """The same network in the language of neural_tangents.stax; images have their channels last there."""
-        phi = {"relu": "Relu()", "gelu": "Gelu()", "tanh": "ElementwiseNumerical(numpy.tanh, deg=25)"}[self.activation]
         if self.head == "dense":
-            hidden = f"Dense(64, W_std={self.w_std}, b_std=0.1), {phi}, " * self.depth
-            return f"serial({hidden}Dense(1, W_std=1.0, b_std=0.1))"
+            return Case("", self.activation, self.depth, self.w_std).peer
+        phi = PEER_ACTIVATIONS[self.activation]
         layers = ""
         for index in range(self.depth):
-            layers += f"Conv(16, (3, 3), padding='SAME', W_std={self.w_std}, b_std=None), {phi}, "
+            layers += f"Conv({WIDTH}, (3, 3), padding='SAME', W_std={self.w_std}, b_std=None), {phi}, "
             if index in self.pooled:
                 layers += "AvgPool((2, 2), (2, 2)), "
         head = "GlobalAvgPool()" if self.head == "average" else "Flatten()"

@@ -22,7 +22,7 @@ from kernel_rows import ROWS, SHAPE, WIDTH, Row
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from timing import peak_bytes
+from timing import peak_bytes, spent
 
 from tangency import NTKClassifier, limit, models
 
@@ -58,41 +58,34 @@ CIFAR = {"conv 5, average": (320, 500), "Myrtle-5": (320, 500), "conv 5, flatten
 """Training and test images."""
 
 
-def cost(call: Callable[[], Any], repeats: int) -> float:
-    """The least processor time of some calls, all threads added, over the number of processors: see the README."""
-    found = []
-    for _ in range(repeats):
-        start = time.process_time()
-        call()
-        found.append(time.process_time() - start)
-    return min(found) / (os.cpu_count() or 1)
-
-
 def measured(name: str) -> dict[str, Any]:
     row = ROWS[name]
-    make, shape, fused_n, xla_n = network(row), row.shape, row.fused, row.reference
+    make, shape = network(row), row.shape
     rng = np.random.default_rng(0)
-    x, y = (rng.normal(size=(fused_n, *shape)).astype(np.float32) for _ in range(2))
+    single = [rng.normal(size=(row.fused, *shape)).astype(np.float32) for _ in range(2)]
+    double = [x.astype(np.float64) for x in single]
     symmetric = row.head == "dense"
+
+    def pairs(kernel: Any, count: int, examples: list[np.ndarray] = single) -> np.ndarray:
+        return kernel(*(x[:count] for x in examples[: 1 if symmetric else 2]))
+
     fused, xla = limit(make, fused=True, input_shape=shape), limit(make, fused=False, input_shape=shape)
     before, start = peak_bytes(), time.process_time()
-    fused(x[:2])
+    fused(single[0][:2])
     first = time.process_time() - start
-    run = cost(lambda: fused(x) if symmetric else fused(x, y), 3)
+    run = spent(lambda: pairs(fused, row.fused), 3)
     memory = peak_bytes() - before
-    found: dict[str, Any] = {"row": name, "pairs": fused_n**2, "first_s": first, "ms": 1e3 * run / fused_n**2}
+    entries = row.fused**2
+    found: dict[str, Any] = {"row": name, "pairs": entries, "first_s": first, "ms": 1e3 * run / entries}
     if symmetric:
-        found["product"] = cost(lambda: x @ np.ascontiguousarray(x.T), 3)
+        found["product"] = spent(lambda: single[0] @ np.ascontiguousarray(single[0].T), 3)
         found["over_product"] = run / found["product"]
-    wide, other = x.astype(np.float64), y.astype(np.float64)
-    fused(wide[:2])
-    found["over_single"] = cost(lambda: fused(wide) if symmetric else fused(wide, other), 3) / run
-    few = x[: min(8, row.peer)], y[: min(8, row.peer)]
-    found["sample"] = (fused(few[0]) if symmetric else fused(*few)).tolist()
-    x, y = x[:xla_n], y[:xla_n]
-    exact = xla(x) if symmetric else xla(x, y)
-    found["differs"] = float(np.max(np.abs((fused(x) if symmetric else fused(x, y)) / exact - 1)))
-    found["xla_ms"] = 1e3 * cost(lambda: xla(x) if symmetric else xla(x, y), 1) / xla_n**2
+    pairs(fused, 2, double)
+    found["over_single"] = spent(lambda: pairs(fused, row.fused, double), 3) / run
+    found["sample"] = pairs(fused, min(8, row.peer)).tolist()
+    exact = pairs(xla, row.reference)
+    found["differs"] = float(np.max(np.abs(pairs(fused, row.reference) / exact - 1)))
+    found["xla_ms"] = 1e3 * spent(lambda: pairs(xla, row.reference)) / row.reference**2
     return found | {"memory_bytes": memory, "load": os.getloadavg()[0]}
 
 

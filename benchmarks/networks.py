@@ -27,7 +27,7 @@ class Case:
     @property
     def peer(self) -> str:
         """The same network in the language of neural_tangents.stax."""
-        phi, readout = _PEER_ACTIVATIONS[self.activation], "Dense(1, W_std=1.0, b_std=0.1)"
+        phi, readout = PEER_ACTIVATIONS[self.activation], "Dense(1, W_std=1.0, b_std=0.1)"
         dense = f"Dense(64, W_std={self.w_std}, b_std=0.1)"
         if not self.residual:
             return "serial(" + f"{dense}, {phi}, " * self.depth + readout + ")"
@@ -36,7 +36,7 @@ class Case:
         return f"serial(Dense(64, W_std=1.0, b_std=0.1), {block * self.depth}LayerNorm(eps=1e-5), {readout})"
 
 
-_PEER_ACTIVATIONS = {
+PEER_ACTIVATIONS = {
     "relu": "Relu()",
     "erf": "Erf()",
     "gelu": "Gelu()",

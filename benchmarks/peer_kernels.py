@@ -1,15 +1,13 @@
 """One row of `kernels.py` with neural-tangents, in that library's own environment: `peer_kernels.py ROW`, JSON out."""
 
-import os
 import sys
-import time
 
 import jax
 import numpy as np
 from jax import numpy
 from kernel_rows import ROWS
 from neural_tangents import stax
-from timing import answer
+from timing import answer, spent
 
 
 def main() -> None:
@@ -23,13 +21,8 @@ def main() -> None:
     def evaluate() -> np.ndarray:
         return np.asarray(kernel(x, None if row.head == "dense" else y, get=("nngp", "ntk")).ntk)
 
-    first = time.process_time()
     value = evaluate()
-    start = time.process_time()
-    evaluate()
-    run = time.process_time() - start
-    answer({"first_s": start - first - run, "ms": 1e3 * run / row.peer**2 / (os.cpu_count() or 1),
-            "sample": value[:8, :8].tolist()})  # fmt: skip
+    answer({"ms": 1e3 * spent(evaluate) / row.peer**2, "sample": value[:8, :8].tolist()})
 
 
 if __name__ == "__main__":

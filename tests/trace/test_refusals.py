@@ -245,18 +245,27 @@ def test_a_declared_derivative_is_checked_for_its_own_constants():
 
 
 def test_a_declared_derivative_of_a_function_with_arrays_in_its_closure():
+    """Each array is a constant of the check, whether the derivative or only the function itself uses it."""
+
     def scaled(by, declared):
         by, declared = (jnp.asarray(values) for values in (by, declared))
         function = jax.custom_jvp(lambda u: u * by.sum())
         function.defjvp(lambda primals, tangents: (function(primals[0]), tangents[0] * declared.sum()))
         return lambda p, x: p["v"] @ function(p["w"] @ x)
 
-    x = np.ones((2, 4))
+    def declared_as_three(by):
+        by = jnp.asarray(by)
+        function = jax.custom_jvp(jax.jit(lambda u: u * by.sum()))
+        function.defjvp(lambda primals, tangents: (function(primals[0]), 3.0 * tangents[0]))
+        return lambda p, x: p["v"] @ function(p["w"] @ x)
+
+    x, true = np.ones((2, 4)), [1.0, 2.0]
     expected = network(lambda p, x: p["v"] @ (3.0 * (p["w"] @ x)))(x)
-    np.testing.assert_allclose(network(scaled([1.0, 2.0], [1.0, 2.0]))(x), expected, rtol=1e-12)
-    for wrong in (([1.0, 2.0], [1.0, 4.0]), ([1.0, 4.0], [1.0, 2.0])):
+    for right in (scaled(true, true), declared_as_three(true)):
+        np.testing.assert_allclose(network(right)(x), expected, rtol=1e-12)
+    for wrong in (scaled(true, [1.0, 4.0]), scaled([1.0, 4.0], true), declared_as_three([1.0, 4.0])):
         with pytest.raises(UnsupportedModelError, match="straight-through estimator"):
-            network(scaled(*wrong))(x)
+            network(wrong)(x)
 
 
 def test_lines_inside_a_library_are_reported_as_the_users_call():

@@ -115,10 +115,8 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
     for k, index in enumerate(kept):
         start = row_of(f"out{k}")
         writer.lines.append(f"store(S, {start} + pl, {writer.of(index)})")
-        end += [
-            f"store(S, {start} + {scaled('w', L) if m == 0 else f'(w + {m}) * {L}'}, {writer.constant(0.0)})"
-            for m in range(layout.right)
-        ]
+        edges = (plus(f"{start} + w * {L}", m * L) for m in range(layout.right))
+        end += [f"store(S, {edge}, {writer.constant(0.0)})" for edge in edges]
     zero = writer.constant(0.0)
     for k, index in enumerate(sums):
         writer.lines.append(f"row{k} = row{k} + {writer.of(operands(program.statements[index])[0])}")

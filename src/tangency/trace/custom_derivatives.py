@@ -9,6 +9,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from ..errors import UnsupportedModelError
+from .equations import constants_of
 
 _SCALES = (0.3, 1.0, 4.0)
 _COTANGENT_SCALES = (1e-3, 1.0, 1e3)
@@ -37,14 +38,12 @@ def check_custom_derivative(
         debug_info=inlined.jaxpr.debug_info._replace(arg_names=None, result_paths=None),
     )
     literals = {i: atom.val for i, atom in enumerate(equation.invars) if isinstance(atom, jex.Literal)}
-    free = [i for i in range(len(equation.invars)) if i not in literals and i not in constants]
+    operands: list[Any] = [atom.aval for atom in equation.invars]
+    fixed = {i: np.asarray(value, operands[i].dtype) for i, value in constants.items()} | literals
 
     def complete(arguments: tuple[Any, ...]) -> list[Any]:
-        found = literals | dict(zip(free, arguments, strict=True))
-        for i, value in constants.items():
-            aval: Any = equation.invars[i].aval
-            found.setdefault(i, jax.numpy.asarray(value, aval.dtype))
-        return [found[i] for i in range(len(equation.invars))]
+        rest = iter(arguments)
+        return [fixed[i] if i in fixed else next(rest) for i in range(len(operands))]
 
     def declared(*arguments: Any) -> list[Any]:
         values = [value for i, value in enumerate(complete(arguments)) if i not in literals]
@@ -54,11 +53,11 @@ def check_custom_derivative(
         return jex.jaxpr_as_fun(inlined)(*complete(arguments))
 
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        avals: list[Any] = [equation.invars[i].aval for i in free]
+        avals = [aval for i, aval in enumerate(operands) if i not in fixed]
         ends: list[Any] = [atom.aval for atom in one.outvars]
         shapes = ([jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in group] for group in (avals, ends))
         program = jax.make_jaxpr(lambda points, weights: jax.vjp(declared, *points)[1](weights))(*shapes)
-        text = f"{program} {inlined} {_digest([*program.consts, *inlined.consts])}"
+        text = f"{program} {inlined} {_digest([*constants_of(program), *constants_of(inlined), *fixed.values()])}"
         if text in _checked:
             return
         for seed, (scale, weight) in enumerate(zip(_SCALES, _COTANGENT_SCALES, strict=True)):
@@ -81,7 +80,7 @@ def check_custom_derivative(
 
 
 def _digest(arrays: Sequence[Any]) -> str:
-    """Of the constants of a program, which its text does not show."""
+    """Of constants that the text of a program does not show."""
     digest = hashlib.sha256()
     for array in arrays:
         is_key = jax.dtypes.issubdtype(jax.numpy.asarray(array).dtype, jax.dtypes.prng_key)

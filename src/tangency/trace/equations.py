@@ -24,6 +24,18 @@ def function_of(
     return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
 
 
+def constants_of(program: jex.ClosedJaxpr) -> list[Any]:
+    """The constants of a program and of all programs inside it; its text shows none of them."""
+    found = list(program.consts)
+    for equation in program.jaxpr.eqns:
+        for value in jax.tree.leaves(list(equation.params.values())):
+            if isinstance(value, jex.Jaxpr):
+                value = jex.ClosedJaxpr(value, ())
+            if isinstance(value, jex.ClosedJaxpr):
+                found += constants_of(value)
+    return found
+
+
 @functools.cache
 def _no_names() -> Any:
     return jax.make_jaxpr(lambda: ())().jaxpr.debug_info._replace(arg_names=None, result_paths=None)
