@@ -88,3 +88,10 @@ def test_a_class_with_one_row_trains():
 def test_a_split_that_cannot_be(rows, fraction):
     with pytest.raises(InputError, match="cannot be split"):
         split_rows(np.arange(rows) % 2, fraction, task="classification", seed=0)
+
+
+def test_classes_of_one_row_each_cannot_be_split():
+    with pytest.raises(
+        InputError, match=r"every class has one row only, .* 3 rows cannot be split; for numbers say --task regression"
+    ):
+        split_rows(np.array([3, 5, 8]), 0.2, task="classification", seed=0)
