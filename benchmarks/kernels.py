@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from timing import peak_bytes, spent
 
 from tangency import NTKClassifier, limit, models
 
-COLUMNS = ("row", "pairs", "first s", "ms/entry", "XLA ms/entry", "XLA ÷ fused", "÷ XXᵀ", "float64 ÷", "MiB", "load")
+COLUMNS = ("row", "pairs", "first s", "ms/entry", "XLA ms/entry", "XLA ÷ fused", "÷ XXᵀ", "÷ ReLU", "float64 ÷", "MiB")
 PEER = "peer ms/entry", "peer ÷ fused", "peer differs"
 
 
@@ -36,6 +37,8 @@ def network(row: Row) -> Callable[[Any], eqx.Module]:
             row.shape[0], 1, depth=row.depth, width=64, activation=row.activation, w_std=row.w_std, key=key
         )
 
+    phi = models.ACTIVATIONS[row.activation].function
+
     def make(key: Any) -> eqx.Module:
         keys = jax.random.split(key, row.depth + 1)
         layers: list[Any] = []
@@ -43,7 +46,7 @@ def network(row: Row) -> Callable[[Any], eqx.Module]:
             layer = eqx.nn.Conv2d(WIDTH if i else SHAPE[0], WIDTH, 3, padding=1, use_bias=False, key=keys[i])
             scale = row.w_std / np.sqrt(9 * (WIDTH if i else SHAPE[0]))
             weight = scale * jax.random.normal(keys[i], layer.weight.shape)
-            layers += [eqx.tree_at(lambda m: m.weight, layer, weight), eqx.nn.Lambda(jax.nn.relu)]
+            layers += [eqx.tree_at(lambda m: m.weight, layer, weight), eqx.nn.Lambda(phi)]
             if i in row.pooled:
                 layers.append(eqx.nn.AvgPool2d(2, 2))
         positions = (SHAPE[1] >> len(row.pooled)) * (SHAPE[2] >> len(row.pooled))
@@ -80,6 +83,10 @@ def measured(name: str) -> dict[str, Any]:
     if symmetric:
         found["product"] = spent(lambda: single[0] @ np.ascontiguousarray(single[0].T), 3)
         found["over_product"] = run / found["product"]
+    if row.activation != "relu":
+        relu = limit(network(replace(row, activation="relu", w_std=np.sqrt(2.0))), fused=True, input_shape=shape)
+        pairs(relu, 2)
+        found["over_relu"] = run / spent(lambda: pairs(relu, row.fused), 3)
     pairs(fused, 2, double)
     found["over_single"] = spent(lambda: pairs(fused, row.fused, double), 3) / run
     found["sample"] = pairs(fused, min(8, row.peer)).tolist()
@@ -160,13 +167,14 @@ def main() -> None:
             numbers = f"{row['accuracy']:.3f}", f"{row['wall_s']:.0f}", f"{row['cpu_s']:.0f}", f"{row['full_days']:.2f}"
             table.add_row(name, str(row["n"]), str(row["m"]), *numbers, f"{row['load']:.1f}")
     else:
-        table = Table(*COLUMNS, "differs", *(PEER if options.peer else ()), title=head, box=box.MARKDOWN)
+        table = Table(*COLUMNS, "load", "differs", *(PEER if options.peer else ()), title=head, box=box.MARKDOWN)
         for name in options.rows or ROWS:
             row = separately(["--one", name])
             everything.append(row)
             product = f"{row['over_product']:.2f}" if "product" in row else ""
             numbers = f"{row['first_s']:.1f}", f"{row['ms']:.4g}", f"{row['xla_ms']:.4g}"
-            ratios = f"{row['xla_ms'] / row['ms']:.1f}", product, f"{row['over_single']:.1f}"
+            relu = f"{row['over_relu']:.1f}" if "over_relu" in row else ""
+            ratios = f"{row['xla_ms'] / row['ms']:.1f}", product, relu, f"{row['over_single']:.1f}"
             notes = f"{row['memory_bytes'] / 2**20:.0f}", f"{row['load']:.1f}", f"{row['differs']:.0e}"
             table.add_row(name, str(row["pairs"]), *numbers, *ratios, *notes, *compared(row, options.peer))
     console.print(table)

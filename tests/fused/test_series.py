@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tangency import limit
-from tangency.fused.lookup import GROUP, NODES, look_up
+from tangency.fused.lookup import CHUNK, GROUP, NODES, level, look_up
 from tangency.fused.tables import AIM, OutOfRangeError, terms
 from tangency.limit.duals import Activation, dual, product_mean
-from tangency.limit.tabulate import series
+from tangency.limit.tabulate import integrated, series
 
 WIDTH = 8
 
@@ -157,7 +157,8 @@ def test_tables_between_their_nodes(name):
         np.testing.assert_allclose(rule.f.at(variances)[:, 0], exact, rtol=1e-13)
         # Parseval's identity, for the coefficients.
         small = variances <= 1.0
-        squares = np.sum(rule.f.at(variances[small])[:, 1:] ** 2, axis=1)
+        found = rule.f.at(variances[small])[:, 1:]
+        squares = np.sum(rule.f.weights(found.shape[1]) * found**2, axis=1)
         np.testing.assert_allclose(squares, exact[small], rtol=1e-11)
 
 
@@ -170,7 +171,7 @@ def test_coefficients_that_are_looked_up():
     assert number % GROUP == 0
     found, numbers = np.zeros(number * lanes), np.concatenate([variances, np.zeros(3 * lanes)])
     place = 0, lanes, rule.f.rows.reshape(-1), 0, rule.f.columns
-    look_up(numbers, *place, found, 0, number, np.empty(NODES), lanes, AIM["float64"])
+    look_up(numbers, *place, found, 0, number, np.empty(NODES + CHUNK), lanes, AIM["float64"], 1, 2)
     h = found.reshape(number, lanes)
     exact = rule.f.at(variances[[0, 1, 3]])
     np.testing.assert_allclose(numbers[[4, 5, 7]], exact[:, 0], rtol=1e-13)
@@ -180,8 +181,30 @@ def test_coefficients_that_are_looked_up():
     half = int(counts[0] + counts[1]) // 2
     np.testing.assert_allclose(h[:half, [0, 1]].T, exact[:2, 1 : 1 + half], rtol=1e-6, atol=1e-16)
     rho = 0.97
-    total = sum(h[k, 0] * h[k, 1] * rho ** (2 * k + 1) for k in range(half))
+    total = sum((2 * k + 2) * h[k, 0] * h[k, 1] * rho ** (2 * k + 1) for k in range(half))
     with jax.enable_x64(True):
         assert abs(total / dual(f, f, 0.3, 1.0, rho * np.sqrt(0.3), order=512) - 1.0) < 1e-13
     with pytest.raises(OutOfRangeError):
         terms(rule.f, rule.g, (1.0, 3e3), "float64")
+
+
+def test_all_cells_of_a_row_take_the_most_terms_of_any():
+    numbers = np.array([1.0, 2.0, 9.0, 9.0, 4.0, 1.0, 9.0, 9.0, 3.0, 5.0, 9.0, 9.0])
+    level(numbers, 0, 3, 4, 2)
+    assert numbers.tolist() == [4.0, 5.0, 9.0, 9.0] * 3
+
+
+def test_two_of_a_functions_expectations_are_one_polynomial():
+    """E[f g] − E f E g is c times the integral of the polynomial of E[f′ g′]."""
+    f = Activation(jax.nn.silu)
+    rule = integrated(f, f, f.derivative, f.derivative)
+    assert rule is not None and rule.integrated and rule.origins is not None
+    assert rule.f is series(f.derivative, f.derivative).f
+    a, b, rho = 0.7, 1.9, -0.6
+    left, right = (rule.f.at(np.array([x]))[0, 1:] for x in (a, b))
+    means = [float(table.at(np.array([x]))[0, 0]) for table, x in zip(rule.origins, (a, b), strict=True)]
+    c = rho * np.sqrt(a * b)
+    found = means[0] * means[1] + c * np.sum(left * right * rho ** np.arange(len(left)))
+    with jax.enable_x64(True):
+        exact = dual(f, f, a, b, c, order=512), product_mean(f, f, a)
+    np.testing.assert_allclose([found, rule.mean.at(np.array([a]))[0, 0]], exact, rtol=1e-12)

@@ -233,9 +233,9 @@ def _slots(program: Program, wanted: tuple[int, ...]) -> list[Slot]:
         if isinstance(statement, Dual):
             numbers.setdefault(statement.field, set()).update(NUMBERS[type(statement.rule)])
             if isinstance(rule := statement.rule, Series):
-                f, g, mean = (known.index(table) for table in (rule.f, rule.g, rule.mean))
+                f, g, *others = map(known.index, (rule.f, rule.g, rule.mean, *(rule.origins or ())))
                 series.setdefault(statement.field, set()).update((f, g))
-                means.setdefault(statement.field, set()).update((f, g, mean))
+                means.setdefault(statement.field, set()).update((f, g, *others))
     slots = []
     for i in sorted(numbers):
         rows, mean = (tuple(sorted(used.get(i, ()))) for used in (series, means))

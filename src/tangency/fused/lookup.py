@@ -1,7 +1,8 @@
 """Looking up Hermite coefficients in tables over the variance: compiled functions that generated programs call.
 
 A table's rows: first the values at variance 0, then for each panel of the logarithm of the variance the Chebyshev
-coefficients of every column. Its first column is a mean, E[f(u) g(u)]; the others, if any, are Hermite coefficients.
+coefficients of every column. Its first column is a mean, E[f(u) g(u)]; the others, if any, are Hermite coefficients
+h_k / √(k + 1).
 """
 
 from __future__ import annotations
@@ -21,20 +22,22 @@ NODES = 14
 GROUP = 4
 """Terms that are summed side by side: their number is a multiple."""
 
-_CHUNK = 8
+CHUNK = 8
+"""Coefficients that are looked up at once."""
+
 _ROUNDING = 1e-12
 _LOWEST = DECADES[0] * math.log(10.0)
 _WIDTH = math.log(10.0) / PANELS_PER_DECADE
 
 
 @numba.njit(error_model="numpy")
-def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes, aim):
+def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes, aim, first_power, step):
     """For `lanes` variances from B[source] on: means to B[target …], and coefficients to H[place …].
 
     With `terms`, how many terms each of them needs, and the most of these, are written behind the means. Two examples
     need half the sum of their numbers of terms: the logarithm of what is left out is convex in the number. So `terms`
     is the most that any example needs, and every other one gets coefficients for half the sum. Variances beyond the
-    table are looked up at its ends. W is scratch for NODES numbers.
+    table are looked up at its ends. W is scratch for NODES + CHUNK numbers.
     """
     most = GROUP
     for lane in range(lanes):
@@ -58,14 +61,18 @@ def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes, aim
         rest, needed, k = mean, terms, 0
         known = min(terms, columns - 1)
         while k < min(known, (needed + terms + 1) // 2):
-            end = min(k + _CHUNK, known)
+            end = min(k + CHUNK, known)
             energy = 0.0
-            for column in range(k, end):
-                value = 0.0
-                for d in range(count):
-                    value += W[d] * M[first + d * columns + 1 + column]
-                energy += value * value
-                H[place + column * lanes + lane] = value
+            for c in range(CHUNK):
+                W[NODES + c] = 0.0
+            for d in range(count):
+                row = first + d * columns + 1 + k
+                for c in range(end - k):
+                    W[NODES + c] += W[d] * M[row + c]
+            for c in range(end - k):
+                value = W[NODES + c]
+                energy += (1 + first_power + step * (k + c)) * value * value
+                H[place + (k + c) * lanes + lane] = value
             rest -= energy
             k = end
             if needed == terms and energy <= 0.1 * aim * mean and rest <= max(aim, _ROUNDING) * mean:
@@ -77,3 +84,14 @@ def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes, aim
     if terms:
         for lane in range(lanes):
             B[target + 2 * lanes + lane] = most
+
+
+@numba.njit(error_model="numpy")
+def level(B, place, cells, stride, lanes):
+    """The most terms that one of the cells of a row needs, for all of them: then loops of equal length follow."""
+    for lane in range(lanes):
+        most = 0.0
+        for cell in range(cells):
+            most = max(most, B[place + cell * stride + lane])
+        for cell in range(cells):
+            B[place + cell * stride + lane] = most

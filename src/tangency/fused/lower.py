@@ -50,14 +50,14 @@ Linear = Mapping[tuple[Knowns, Knowns, int], float]
 """A linear combination of fields: factors by (left quantities, right quantities, field)."""
 
 
-Rules = Callable[[Elementwise, Elementwise], Rule]
+Rules = Callable[[Elementwise, Elementwise, bool], Rule]
 Array = tuple[Known, tuple[int, ...]]
 """A Known array over (*positions, width), with the axes of positions that are taken to be width."""
 
 
 @dataclass
 class Lowering:
-    """The statements so far. `rules` says how E[f(u) g(v)] is found, or raises NotFusedError."""
+    """The statements so far. `rules` says how E[f(u) g(v)], or if True E[f′ g′], is found, or raises NotFusedError."""
 
     rules: Rules
     statements: list[Statement] = field(default_factory=list)
@@ -255,7 +255,7 @@ class Lowering:
         if not left and not right:
             if f.function.is_identity and g.function.is_identity:
                 return theta
-            slopes = self._dual(f, g, f.function.derivative, g.function.derivative)
+            slopes = self._dual(f, g, True)
         else:
             if not (is_degenerate(f.leaf) and is_degenerate(g.leaf)):
                 raise NotFusedError("a product of random signals")
@@ -290,15 +290,15 @@ class Lowering:
         _check_places(f, g)
         if f.function.is_identity and g.function.is_identity:
             return self.query(f.leaf, g.leaf)[0]
-        return self._dual(f, g, f.function, g.function)
+        return self._dual(f, g, False)
 
-    def _dual(self, f: Factor, g: Factor, left: Elementwise, right: Elementwise) -> Linear:
+    def _dual(self, f: Factor, g: Factor, slopes: bool) -> Linear:
         u, v = (x.leaf.leaf if isinstance(x.leaf, StopLeaf) else x.leaf for x in (f, g))
         if u is not v or not u.gaussian:
             raise NotFusedError("an expectation of two different signals")
-        if left.parameters or right.parameters:
+        if f.function.parameters or g.function.parameters:
             raise NotFusedError("an activation with parameters that depend on the input")
-        rule = self.rules(left, right)
+        rule = self.rules(f.function, g.function, slopes)
         place = self.field_of(self.query(u, u)[0], u.space)
         if place is None:
             raise NotFusedError("an activation of a signal without randomness")

@@ -11,8 +11,13 @@ from .layout import Segment, Stage, axis_windows, pool_windows, terms_of
 from .program import Inner, Pool, Slide, operands
 from .source import ENTRY, NJIT, Source, indented, plus, prologue, scaled
 
-ARRAYS = "S, A, B, X, Y, T, U, cs"
-"""Scratch; one-sided quantities and inputs of x1 and x2; totals, also rounded; numbers of the layers."""
+ARRAYS = "S, A, B, X, Y, T, U, cs, e, n"
+"""Scratch; one-sided quantities and inputs of x1 and x2; totals, also rounded; numbers of the layers; the first of the
+examples of x1 that are taken together, and how many they are."""
+
+
+TOGETHER = 4
+"""Examples of x1 that pass one row of a plane after the other: what is read of x2 for it stays in the cache."""
 
 
 def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[int, int]) -> tuple[str, dict]:
@@ -28,7 +33,7 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
     stored: list[int] = []
     slid: dict[int, str] = {}
     starts: dict[str, str] = {}
-    lanes_on_both = source.mode != "pair"
+    lanes_on_both, places = source.mode != "pair", source.offsets()
 
     def note(items: list[int], item: int) -> int:
         if item not in items:
@@ -44,7 +49,7 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
             return inner(index, statement)
         if isinstance(statement, Pool) and index in stage.body:
             k = note(stored, index)
-            return f"load(S, {of_row(f'st{k}', f'st{k} + i * w * {L}')} + pl)"
+            return f"load(S, {of_row(f'st{k}', f's0 + st{k} + i * w * {L}')} + pl)"
         return f"load(S, {row_of(f'in{note(reads, index)}')} + pl)"
 
     def of_row(name: str, value: str) -> str:
@@ -54,15 +59,17 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
 
     def row_of(buffer: str) -> str:
         """Where the row starts in a buffer."""
-        return of_row(buffer, f"{buffer} + (i + 1) * {source.row} + {layout.left * L}")
+        return of_row(buffer, f"s0 + {buffer} + (i + 1) * {source.row} + {layout.left * L}")
 
     def inner(index: int, statement: Inner) -> str:
         columns, width = layout.grid(index)[1], program.widths[statement.left]
         k = note(inputs, index)
         name = f"inner{k}"
-        x = f"x{k} + (i * {columns} + p) * {width} + c"
-        here = f"load(X, (x{k} + (i * {columns} + p) * {width} + c) * {L})" if lanes_on_both else f"spread(X, {x})"
-        there = f"load(Y, (y{k} + (i * {columns} + p) * {width} + c) * {L})"
+        x = of_row(f"x{k}", f"{'' if lanes_on_both else example(source.inputs()[-1])}x{k} + i * {columns * width}")
+        y = of_row(f"y{k}", f"y{k} + i * {columns * width}")
+        step = f"{scaled('p', width)} + c"
+        here = f"load(X, ({x} + {step}) * {L})" if lanes_on_both else f"spread(X, {x} + {step})"
+        there = f"load(Y, ({y} + {step}) * {L})"
         writer.lines += [
             f"{name} = {writer.constant(0.0)}",
             f"for c in range({width}):",
@@ -72,10 +79,19 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
 
     def place_of(which: str, slot: int, number: str) -> str:
         """Where a number of this position lies, or its first lane."""
-        k, (_, columns), size = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].count
         each = 1 if is_single(which) else L
-        start = of_row(f"{which}{k}", scaled(f"({which}{k} + i * {columns * size})", each))
-        return plus(f"{start} + {scaled('p', size * each)}", layout.number(slot, number) * each)
+        step = scaled("p", layout.slots[slot].count * each)
+        return plus(f"{start_of(which, slot)} + {step}", layout.number(slot, number) * each)
+
+    def start_of(which: str, slot: int) -> str:
+        """Where the numbers of the row's first position start."""
+        k, (_, columns), size = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].count
+        place = f"{which}{k} + i * {columns * size}"
+        return of_row(f"{which}{k}", example(places[-1]) + place if is_single(which) else f"({place}) * {L}")
+
+    def example(size: str | int) -> str:
+        """Where the numbers of an example of x1 start, to which others are added."""
+        return f"(e + r) * {size} + "
 
     def side(which: str, slot: int, number: str) -> str:
         place = place_of(which, slot, number)
@@ -89,15 +105,19 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
 
     def row(which: str, slot: int, table: int) -> str:
         k, (_, columns), series = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].series
-        start = f"K[k{k} + {2 * series.index(table)}]"
-        place = f"{start} + (r{which}{k} + i * {columns} + p) * {terms(slot, table)}"
-        return place if is_single(which) else f"({place}) * {L}"
+        place = f"K[k{k} + {2 * series.index(table)}] + (r{which}{k} + i * {columns}) * {terms(slot, table)}"
+        start = example(f"K[{source.series_places()[-1]}]") + place if is_single(which) else f"({place}) * {L}"
+        name = of_row(f"r{which}{k}_{table}", start)
+        return f"{name} + p * {terms(slot, table)}" + ("" if is_single(which) else f" * {L}")
 
     def terms(slot: int, table: int) -> str:
-        return f"K[k{note(slots, slot)} + {2 * layout.slots[slot].series.index(table) + 1}]"
+        k = note(slots, slot)
+        return of_row(f"t{k}_{table}", f"K[k{k} + {2 * layout.slots[slot].series.index(table) + 1}]")
 
     def count(which: str, slot: int, table: int) -> str:
-        return f"{which.upper()}[{place_of(which, slot, terms_of(table, not is_single(which)))}]"
+        start, single = start_of(which, slot), is_single(which)
+        place = plus(start, layout.number(slot, terms_of(table, not single)) * (1 if single else L))
+        return of_row(f"n{which}{slots.index(slot)}_{table}", f"{which.upper()}[{place}]")
 
     writer = source.writer(load, side, address, row, terms, count)
     before_rows, before_columns, each = slides(source, stage, reads, slid)
@@ -117,22 +137,23 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
         writer.lines.append(f"store(S, {start} + pl, {writer.of(index)})")
         edges = (plus(f"{start} + w * {L}", m * L) for m in range(layout.right))
         end += [f"store(S, {edge}, {writer.constant(0.0)})" for edge in edges]
+    for slot, table in writer.looked_up:
+        for most in (False, True):
+            place = plus(start_of("b", slot), layout.number(slot, terms_of(table, most)) * L)
+            end.append(f"level(B, {place}, w, {layout.slots[slot].count * L}, {L})")
     zero = writer.constant(0.0)
     for k, index in enumerate(sums):
         writer.lines.append(f"row{k} = row{k} + {writer.of(operands(program.statements[index])[0])}")
         before_columns.append(f"row{k} = {zero}")
-        end.append(f"total{k} = total{k} + row{k}")
+        end += [f"store(U, 0, row{k})", f"for l in range({L}):"]
+        end += [f"    T[(r * {len(totals)} + {totals[index]}) * {L} + l] += np.float64(U[l])"]
     text = [NJIT, f"def {{name}}({ARRAYS}{source.series}, {', '.join(arguments)}):"]
-    totals_at_zero = [f"total{k} = {zero}" for k in range(len(sums))]
-    outside = prologue(writer, [*totals_at_zero, *before_rows, *before_columns, *end])
-    text += [indented([*outside, *totals_at_zero], 1)]
+    text += [indented(prologue(writer, [*before_rows, *before_columns, *end]), 1)]
     before_rows += [f"{name} = {value}" for name, value in starts.items()]
     body = [f"pl = p * {L}", *prologue(writer), *each, *writer.lines]
-    text += ["    for i in range(h):", indented([*before_rows, *before_columns], 2)]
-    text += ["        for p in range(w):", indented(body, 3), indented(end, 2)]
-    for k, index in enumerate(sums):
-        text += [f"    store(U, 0, total{k})", f"    for l in range({L}):"]
-        text += [f"        T[{totals[index] * L} + l] += np.float64(U[l])"]
+    text += ["    for i in range(h):", "        for r in range(n):", f"            s0 = r * {source.scratch}"]
+    text += [indented([*before_rows, *before_columns], 3)]
+    text += ["            for p in range(w):", indented(body, 4), indented(end, 3)]
     name = source.function("stage", "\n".join(line for line in text if line.strip()))
     return name, {
         "c0": source.block(writer),
@@ -166,9 +187,9 @@ def slides(
         for tap in range(rows.size):
             shift = tap * rows.dilation - rows.low
             place = scaled("i", rows.stride)
-            rows_lines.append(f"r{number}_{tap} = {base}")
+            rows_lines.append(f"r{number}_{tap} = s0 + {base}")
             rows_lines.append(f"if 0 <= {plus(place, shift)} < hs:")
-            rows_lines.append(f"    r{number}_{tap} = {base} + ({plus(place, shift + 1)}) * {source.row}")
+            rows_lines.append(f"    r{number}_{tap} = s0 + {base} + ({plus(place, shift + 1)}) * {source.row}")
 
         def vertical(column: str, place: int, number: int = number, count: int = rows.size) -> str:
             return " + ".join(f"load(S, {plus(f'r{number}_{tap}{column}', place * L)})" for tap in range(count))
@@ -201,7 +222,7 @@ def pool_function(source: Source, segment: Segment, places: list[tuple[int, int]
     adding = [f"store(S, to + {dst}, load(S, to + {dst}) + load(S, at + {src + start}))" for src, dst in places]
     text = f"""
 {NJIT}
-def {{name}}(S, h, w, dh, dw):
+def {{name}}(S, s0, h, w, dh, dw):
     one_row = before({out_columns}, {DW}, {DW + 1})
     for k in range({rows.size}):
         for l in range({rows.size}):
@@ -226,8 +247,8 @@ def {{name}}(S, h, w, dh, dw):
                             for j in range(wo):
                                 jj = j * {columns.stride} + j0
                                 if 0 <= jj < w:
-                                    to = (base + i * wo + j) * {L}
-                                    at = ii * {source.row} + jj * {L}
+                                    to = s0 + (base + i * wo + j) * {L}
+                                    at = s0 + ii * {source.row} + jj * {L}
 """
     return source.function("pool", text.strip("\n") + "\n" + indented(adding, 9))
 
@@ -244,15 +265,22 @@ def driver(source: Source, everything: bool) -> tuple[list[str], int]:
     totals = source.totals()
     top = max(1, layout.buffers) * source.plane if layout.segments else 0
     stores: dict[int, int] = {}
-    lines: list[str] = [f"for k in range({len(totals) * L}):", "    T[k] = 0.0"] if totals else []
+    lines: list[str] = [f"for k in range(n * {len(totals) * L}):", "    T[k] = 0.0"] if totals else []
+    stored: list[str] = []
     for number, segment in enumerate(layout.segments):
         for index in segment.pools:
             rows, columns = layout.grid(index)
             most = source_bounds[number + 1]
             stores[index] = top
             size = pairs_within(rows, most[0]) * pairs_within(columns, most[1]) * L
-            lines += [f"for k in range({top}, {top + size}):", "    S[k] = F(0)"]
+            stored += [
+                f"    for k in range(r * {{scratch}} + {top}, r * {{scratch}} + {top + size}):",
+                "        S[k] = F(0)",
+            ]
             top += size
+    source.scratch = top
+    if stored:
+        lines += ["for r in range(n):", *(line.format(scratch=top) for line in stored)]
     for number, segment in enumerate(layout.segments):
         common = source, segment, source_bounds, number, stores, totals, places, inputs
         if source.mode == "first":
@@ -329,7 +357,8 @@ def plane_lines(source, segment, source_bounds, number, stores, totals, places, 
         place = segment.buffers[inside] * source.plane, stores[index]
         pooled.setdefault(geometry(segment.geometry[inside]), []).append(place)
     for g, own in pooled.items():
-        calls.append(f"{pool_function(source, segment, own, source_bounds[number + 1])}(S, h{g}, w{g}, dh, dw)")
+        name = pool_function(source, segment, own, source_bounds[number + 1])
+        calls += ["for r in range(n):", f"    {name}(S, r * {source.scratch}, h{g}, w{g}, dh, dw)"]
     return calls
 
 
@@ -395,7 +424,7 @@ def tail_function(source: Source, totals: dict[int, int]) -> str:
 
     def side(which: str, slot: int, number: str) -> str:
         if which == "a" and source.mode == "pair":
-            return f"spread(A, {places[slot] + layout.number(slot, number)})"
+            return f"spread(A, e * {places[-1]} + {places[slot] + layout.number(slot, number)})"
         return f"load({which.upper()}, {(places[slot] + layout.number(slot, number)) * L})"
 
     def address(slot: int, number: str) -> str:
@@ -403,7 +432,7 @@ def tail_function(source: Source, totals: dict[int, int]) -> str:
 
     def row(which: str, slot: int, table: int) -> str:
         place = f"K[{series[slot] + 2 * layout.slots[slot].series.index(table)}]"
-        return place if which == "a" and source.mode == "pair" else f"{place} * {L}"
+        return f"e * K[{series[-1]}] + {place}" if which == "a" and source.mode == "pair" else f"{place} * {L}"
 
     def terms(slot: int, table: int) -> str:
         return f"K[{series[slot] + 2 * layout.slots[slot].series.index(table) + 1}]"
@@ -411,7 +440,7 @@ def tail_function(source: Source, totals: dict[int, int]) -> str:
     def count(which: str, slot: int, table: int) -> str:
         scalar = which == "a" and source.mode == "pair"
         place = places[slot] + layout.number(slot, terms_of(table, not scalar))
-        return f"A[{place}]" if scalar else f"{which.upper()}[{place * L}]"
+        return f"A[e * {places[-1]} + {place}]" if scalar else f"{which.upper()}[{place * L}]"
 
     writer = source.writer(load, side, address, row, terms, count)
     for index in layout.tail:
@@ -422,11 +451,11 @@ def tail_function(source: Source, totals: dict[int, int]) -> str:
         writer.lines.append(f"store(out, (o + {k}) * {L}, {value})")
     text = [
         NJIT,
-        f"def {{name}}(A, B, U, cs{source.series}, c0, out, o):",
+        f"def {{name}}(A, B, U, cs, e{source.series}, c0, out, o):",
         indented([*prologue(writer), *writer.lines], 1),
     ]
     name = source.function("tail", "\n".join(text))
-    return f"{name}(A, B, U, cs{source.series}, {source.block(writer)}, out"
+    return f"{name}(A, B, U, cs, e{{}}{source.series}, {source.block(writer)}, out"
 
 
 def plane_text(source: Source, everything: bool, cache: bool) -> tuple[str, int]:
@@ -434,21 +463,24 @@ def plane_text(source: Source, everything: bool, cache: bool) -> tuple[str, int]
     lines, scratch = driver(source, everything)
     L = source.lanes
     totals = source.totals()
-    finish = [f"for k in range({len(totals) * L}):", "    U[k] = F(T[k])"]
+    size = len(totals) * L
+    finish = [f"for k in range({size}):", f"    U[k] = F(T[r * {size} + k])"]
     tail = tail_function(source, totals)
     head = ENTRY.format(cache=cache)
     if source.mode == "first":
         entry = [head, f"def entry(B, Y, cs, cn, S, T, U, out{source.series}):", "    A = B", "    X = Y"]
-        ending = [*finish, f"{tail}, 0)"] if everything else []
+        entry += ["    e = 0", "    n = 1"]
+        ending = ["r = 0", *finish, f"{tail.format('')}, 0)"] if everything else []
         entry += [indented([*lines, *ending], 1)]
     else:
         entry = [
             head,
-            f"def entry(A2, B, X2, Y, cs, cn, S, T, U, out, first, last{source.series.replace('C', 'C2')}):",
-            "    for i in range(first, last):",
+            f"def entry(A, B, X, Y, cs, cn, S, T, U, out, first, last{source.series}):",
+            f"    for e in range(first, last, {TOGETHER}):",
+            f"        n = min({TOGETHER}, last - e)",
         ]
-        entry += ["        A = A2[i]", "        X = X2[i]", *(["        C = C2[i]"] if source.series else [])]
-        entry += [indented([*lines, *finish, f"{tail}, i * {len(source.outputs)})"], 2)]
+        ending = [*finish, f"{tail.format(' + r')}, (e + r) * {len(source.outputs)})"]
+        entry += [indented([*lines, "for r in range(n):", *("    " + line for line in ending)], 2)]
     functions = [text.replace("{name}", name) for text, name in source.functions.items()]
     parts = [source.header, *functions, "\n".join(entry)]
     return "\n\n\n".join(part.strip("\n") for part in parts) + "\n", scratch

@@ -77,6 +77,7 @@ class Writer:
     lines: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     shared: dict[int, dict[str, str]] = field(default_factory=dict)
+    looked_up: list[tuple[int, int]] = field(default_factory=list)
 
     def constant(self, value: float) -> str:
         """A number that is handed to the program, so that layers that differ in numbers alone share their code."""
@@ -155,8 +156,11 @@ class Writer:
         places = (self.address(slot, number) for number in ("variance", mean_of(table)))
         self.lines.append(
             f"look_up(B, {', '.join(places)}, M, {start}, {known[table].columns}, H, {place}, "
-            f"{self.terms(slot, table) if rows else '0'}, W, {self.lanes}, {AIM[self.dtype]})"
+            f"{self.terms(slot, table) if rows else '0'}, W, {self.lanes}, {AIM[self.dtype]}, "
+            f"{known[table].first}, {known[table].step})"
         )
+        if rows:
+            self.looked_up.append((slot, table))
 
     def _root(self, c: str, local: int) -> str:
         zero = self.constant(0.0)
@@ -376,16 +380,42 @@ class Writer:
         return f"copysign(where_less({x}, {size}, {self.constant(math.pi / 2)} - {angle}, {angle}), {y})"
 
     def series(self, place: int, rule: Series) -> str:
-        """Σ_k h_k h'_k ρ^k, in groups of terms that do not wait for each other; the mean where u and v are equal."""
+        """A polynomial of ρ; the mean where u and v are equal."""
         names, known = self._roots(place), tables(self.layout.program)
-        f, g, mean = (known.index(table) for table in (rule.f, rule.g, rule.mean))
+        mean = "a" + mean_of(known.index(rule.mean))
         if self.mode == "first":
-            return names["a" + mean_of(mean)]
-        slot = self.slot(place, False)
+            return names[mean]
+        total, slope = self._sums(place, rule)
+        first, step = rule.f.first, rule.f.step
+        value = f"{self.of(place)} * {total}" if rule.integrated else self._combined(first + 1, total, step, slope)
+        if first:
+            value = f"{names['clamped']} * ({value})"
+        if rule.origins:
+            left, right = (mean_of(known.index(table)) for table in rule.origins)
+            value = f"{value} + {names['a' + left]} * {names['b' + right]}"
+        value = self.define(f"e{len(self.lines)}", value)
+        equal = f"where_equal({names['avariance']}, {names['bvariance']}, {names[mean]}, {value})"
+        return f"where_less({names['rho']}, {self.constant(1.0)}, {value}, {equal})"
+
+    def _combined(self, m: int, x: str, n: int, y: str) -> str:
+        left = x if m == 1 else f"{self.constant(float(m))} * {x}"
+        return f"{left} + {y}" if n == 1 else f"fma({self.constant(float(n))}, {y}, {left})"
+
+    def _sums(self, place: int, rule: Series) -> tuple[str, str]:
+        """Q(x) = Σ_j t_j t'_j x^j and x Q'(x), where x is ρ or ρ²; the latter is "" if nothing needs it.
+
+        Terms of even and of odd j are two polynomials of x², whose sums do not wait for each other.
+        """
+        names, known = self._roots(place), tables(self.layout.program)
+        f, g = known.index(rule.f), known.index(rule.g)
+        key, slot = f"sums {f} {g}", self.slot(place, False)
+        if key in names:
+            return names[key], names[f"slope of {key}"]
         assert slot is not None
-        x, fourth = self._powers(place, rule.f.step)
-        local = len(self.lines)
-        sums = [self.define(f"s{local}_{r}", self.constant(0.0)) for r in range(GROUP)]
+        (x, square), local, sloped = self._powers(place, rule.f.step), len(self.lines), self._needs_slope(place, rule)
+        for kind in "qd" if sloped else "q":
+            for parity in (0, 1):
+                self.define(f"{kind}{parity}_{local}", self.constant(0.0))
         left, right = (self.define(f"h{side}{local}", self.row(side, slot, t)) for side, t in (("a", f), ("b", g)))
         if f == g:
             both = f"{self.count('a', slot, f)} + {self.count('b', slot, g)}"
@@ -393,31 +423,37 @@ class Writer:
         else:
             count = self.define(f"k{local}", f"min({self.terms(slot, f)}, {self.terms(slot, g)})")
         self.lines.append(f"for k in range({count} - {GROUP}, -1, -{GROUP}):")
-        for r, total in enumerate(sums):
-            here = (
-                f"spread(C, {left} + k + {r})" if self.mode == "pair" else f"load(C, {left} + (k + {r}) * {self.lanes})"
-            )
-            product = f"{here} * load(H, {right} + (k + {r}) * {self.lanes})"
-            self.lines.append(f"    {total} = fma({total}, {fourth}, {product})")
-        total = sums[-1]
-        for lower in sums[-2::-1]:
-            total = f"fma({total}, {x}, {lower})"
-        if rule.f.first:
-            total = f"{names['clamped']} * {total}"
-        value = self.define(f"e{len(self.lines)}", total)
-        equal = f"where_equal({names['avariance']}, {names['bvariance']}, {names['a' + mean_of(mean)]}, {value})"
-        return f"where_less({names['rho']}, {self.constant(1.0)}, {value}, {equal})"
+        for term in (2, 3, 0, 1):
+            q, d = f"q{term % 2}_{local}", f"d{term % 2}_{local}"
+            lanes = f"load(C, {left} + (k + {term}) * {self.lanes})"
+            here = f"spread(C, {left} + k + {term})" if self.mode == "pair" else lanes
+            if sloped:
+                self.lines.append(f"    {d} = fma({d}, {square}, {q})")
+            self.lines.append(f"    {q} = fma({q}, {square}, {here} * load(H, {right} + (k + {term}) * {self.lanes}))")
+        names[key] = self.define(f"q_{local}", f"fma({x}, q1_{local}, q0_{local})")
+        names[f"slope of {key}"] = ""
+        if sloped:
+            inner = f"fma({x}, d1_{local}, d0_{local})"
+            value = f"fma({self.constant(2.0)} * {square}, {inner}, {x} * q1_{local})"
+            names[f"slope of {key}"] = self.define(f"d_{local}", value)
+        return names[key], names[f"slope of {key}"]
+
+    def _needs_slope(self, place: int, rule: Series) -> bool:
+        statements = (self.layout.program.statements[i] for i in self.layout.fields)
+        rules = [s.rule for s in statements if isinstance(s, Dual) and s.field == place]
+        return any(isinstance(r, Series) and not r.integrated and (r.f, r.g) == (rule.f, rule.g) for r in rules)
 
     def _powers(self, place: int, step: int) -> tuple[str, str]:
-        """x = ρ or ρ², and x⁴, for ρ held within ±1."""
+        """x = ρ or ρ², and x², for ρ held within ±1."""
         names, one, minus = self._roots(place), self.constant(1.0), self.constant(-1.0)
         local, rho = names["id"], self._correlation(place)
         if "clamped" not in names:
             names["clamped"] = self.define(f"r_{local}", f"where_less({rho}, {one}, {rho}, {one})")
             self.define(names["clamped"], f"where_less({minus}, {names['clamped']}, {names['clamped']}, {minus})")
-        x = names["clamped"]
-        if step == 2:
-            x = names["x2"] = names.get("x2") or self.define(f"x2_{local}", f"{x} * {x}")
-        if f"fourth{step}" not in names:
-            names[f"fourth{step}"] = self.define(f"fourth{step}_{local}", f"({x} * {x}) * ({x} * {x})")
-        return x, names[f"fourth{step}"]
+        if f"power{step}" not in names:
+            x = names["clamped"]
+            names[f"power{step}"] = x if step == 1 else self.define(f"x2_{local}", f"{x} * {x}")
+        x = names[f"power{step}"]
+        if f"square{step}" not in names:
+            names[f"square{step}"] = self.define(f"square{step}_{local}", f"{x} * {x}")
+        return x, names[f"square{step}"]

@@ -65,11 +65,18 @@ class Formula:
 
 @dataclass(frozen=True)
 class Series:
-    """E[f(u) g(v)] as a polynomial of the correlation; `mean` is E[f(u) g(u)]."""
+    """E[f(u) g(v)] as a polynomial of the correlation ρ; `mean` is E[f(u) g(u)].
+
+    The tables hold Hermite coefficients h_k of f and g, and the value is Σ_k h_k h'_k ρ^k; or, if it is `integrated`,
+    those of their slopes, and the value is E f · E g + c Σ_k h_k h'_k ρ^k / (k + 1), because ∂_c E[f g] = E[f′ g′].
+    `origins` are E f and E g, None where one of them is zero.
+    """
 
     f: Table
     g: Table
     mean: Table
+    integrated: bool = False
+    origins: tuple[Table, Table] | None = None
 
 
 Rule: TypeAlias = Piecewise | Formula | Series
@@ -193,7 +200,7 @@ def nonnegative(program: Program) -> frozenset[int]:
 def tables(program: Program) -> tuple[Table, ...]:
     """All tables of a program's rules; they are known by their places here."""
     rules = [s.rule for s in program.statements if isinstance(s, Dual) and isinstance(s.rule, Series)]
-    return tuple(dict.fromkeys(table for rule in rules for table in (rule.f, rule.g, rule.mean)))
+    return tuple(dict.fromkeys(t for rule in rules for t in (rule.f, rule.g, rule.mean, *(rule.origins or ()))))
 
 
 def needed(program: Program, results: tuple[int | None, ...]) -> tuple[int, ...]:

@@ -15,8 +15,8 @@ from ..types import Kind
 from .compile import compiled
 from .dense import dense_text, inner_fields
 from .layout import arrange
-from .lookup import NODES
-from .planes import pairs_within, plane_text
+from .lookup import CHUNK, NODES
+from .planes import TOGETHER, pairs_within, plane_text
 from .pointwise import TINY
 from .program import Dual, NotFusedError, Program, Series, tables
 from .sides import Inputs, Sided, aligned, by_example, equal_examples, own_products, padded_to, positive_range
@@ -50,7 +50,7 @@ class Variant:
     def scratch_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Planes, totals, and totals rounded to the type of the planes."""
         dtype, size = self.source.dtype, max(1, len(self.source.totals())) * self.source.lanes
-        return aligned(max(1, self.scratch), dtype), np.zeros(size), np.zeros(size, dtype)
+        return aligned(max(1, self.scratch) * TOGETHER, dtype), np.zeros(size * TOGETHER), np.zeros(size, dtype)
 
 
 class FusedKernel:
@@ -198,6 +198,8 @@ class FusedKernel:
                     number = terms(rule.f, rule.g, ranges[field], dtype)
                     for key in ((field, known.index(rule.f)), (field, known.index(rule.g))):
                         needed[key] = max(needed[key], number)
+                if len(self._both.segments) < 2:
+                    return self._places(needed)
         return self._places(counts)
 
     def _places(self, counts: dict[tuple[int, int], int]) -> np.ndarray:
@@ -269,7 +271,7 @@ class FusedKernel:
 
         def series(group: Any) -> tuple[Any, ...]:
             rows = coefficients[group].reshape(-1)
-            return (rows, rows, self._table_rows, np.empty(NODES), places) if source.series else ()
+            return (rows, rows, self._table_rows, np.empty(NODES + CHUNK), places) if source.series else ()
 
         if self.is_dense:
             inputs = np.stack([own_products(padded, *pair) for pair in inner_fields(source.layout)])
@@ -381,10 +383,13 @@ class FusedKernel:
         def run(job: tuple[int, int, int]) -> None:
             group, start, stop = job
             out = np.empty((stop - start, outputs, lanes), result.dtype)
+            rows = left.rows[start:stop].reshape(-1)
+            series = (rows, right.coefficients[group], places) if variant.source.series else ()
             variant.pair(
-                left.left[start:stop], right.right[group], left.inputs[start:stop], right.lanes_of[group],
+                left.left[start:stop].reshape(-1), right.right[group],
+                left.inputs[start:stop].reshape(-1), right.lanes_of[group],
                 *variant.pair_numbers, *variant.scratch_arrays(), out.reshape(-1), 0, stop - start,
-                *((left.rows[start:stop], right.coefficients[group], places) if variant.source.series else ()),
+                *series,
             )  # fmt: skip
             first = group * lanes
             last = min(first + lanes, right.count)

@@ -1,7 +1,9 @@
 """Hermite coefficients of activations without a closed form, as tables over the variance.
 
 E[f(u) g(v)] = Σ_k h_k^f(a) h_k^g(b) ρ^k (O'Donnell, "Analysis of Boolean Functions" (2014), proposition 11.37). The
-coefficients are numbers of one example, so that they are looked up; what is left for a pair is a polynomial in ρ.
+coefficients are numbers of one example, so that they are looked up; what is left for a pair is a polynomial in ρ. The
+tables hold h_k / √(k + 1): products of these are the coefficients of the polynomial's integral, which a function's own
+expectation is if the table is that of its slope.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from .lookup import DECADES, GROUP, NODES, PANELS, PANELS_PER_DECADE
 ACCURACY = 1e-13
 """Error of a table, in units of the root of its mean square."""
 
-AIM = {"float32": 3e-8, "float64": 1e-14}
+AIM = {"float32": 3e-7, "float64": 1e-14}
 """What the terms beyond those used may add up to, in units of √(E f² E g²)."""
 
-PROMISE = {"float32": 1e-7, "float64": 1e-9}
+PROMISE = {"float32": 1e-6, "float64": 1e-9}
 """As `AIM`, where all terms of the tables are used; with more left over, the kernel is not evaluated here."""
 
 _EXTREMES = 7
@@ -38,7 +40,7 @@ Evaluated: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A mean, E[f(u) g(u)], and the Hermite coefficients h_k of f, k = first, first + step, …, of one variance.
+    """A mean, E[f(u) g(u)], and h_k / √(k + 1) for k = first, first + step, …, of one variance.
 
     Attributes:
         columns: how many numbers that are.
@@ -91,11 +93,15 @@ class Table:
         basis = chebvander(2.0 * (x - panel) - 1.0, NODES - 1)
         return np.einsum("nd,ndk->nk", basis, self.rows[1:].reshape(PANELS, NODES, -1)[panel])
 
+    def weights(self, count: int) -> np.ndarray:
+        """k + 1 for the first coefficients."""
+        return 1.0 + self.first + self.step * np.arange(count)
+
     def tails(self, variances: np.ndarray) -> np.ndarray:
         """Σ_{j ≥ n} h_j² / E f² for n = 0, 1, …: the largest of the variances'."""
         values = self.at(variances)
-        squares = values[:, 1:] ** 2 / values[:, :1]
-        count = squares.shape[1]
+        count = values.shape[1] - 1
+        squares = values[:, 1:] ** 2 * self.weights(count) / values[:, :1]
         last, before = (squares[:, s].sum(axis=1) for s in (slice(count // 2, None), slice(count // 4, count // 2)))
         ratio = np.clip(last / np.maximum(before, 1e-300), 0.0, 0.9)
         beyond = last * ratio / (1.0 - ratio)

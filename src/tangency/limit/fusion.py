@@ -30,7 +30,7 @@ from ..graph.known import Known
 from .duals import Activation, dual, is_closed, piecewise_linear
 from .expectation import analysed
 from .recursion import Recursion, deep_recursion
-from .tabulate import series
+from .tabulate import integrated, series
 
 PAYS = 1e8
 """Gaussian expectations from which on a fused program repays the seconds that compiling it takes."""
@@ -84,18 +84,22 @@ def fuse(graph: Graph, threads: int | None) -> Fusion:
         return Fusion(graph, reason=str(refusal))
 
 
-def _rule(left: Elementwise, right: Elementwise) -> Rule:
-    """How E[f(u) g(v)] is found in a fused program: in closed form where it can hold that, else by a series.
+def _rule(left: Elementwise, right: Elementwise, slopes: bool) -> Rule:
+    """How E[f(u) g(v)], or E[f′ g′], is found in a fused program: in closed form where it can hold that, else by a
+    series, which is one and the same for both.
 
     Raises:
         NotFusedError: both functions have kinks, and no closed form.
     """
-    f, g = analysed(left), analysed(right)
+    f, g = (analysed(function.derivative if slopes else function) for function in (left, right))
     first, second = _piecewise(f), _piecewise(g)
     if first is not None and second is not None:
         return Piecewise(first, second)
     closed = f.span is not None and g.span is not None and is_closed(f.span, g.span)
-    rule = (_formula(f, g) if closed else None) or series(f, g)
+    rule = _formula(f, g) if closed else None
+    if rule is None:
+        smooth = not (slopes or f.breakpoints or g.breakpoints)
+        rule = integrated(f, g, analysed(left.derivative), analysed(right.derivative)) if smooth else series(f, g)
     if rule is None:
         raise NotFusedError(f"the activation {f.label}: it has a kink, and no closed form that a program can hold")
     return rule

@@ -30,6 +30,15 @@ def series(f: Activation, g: Activation) -> Series | None:
     return Series(left, left, left) if f is g else Series(left, _table(g, powers), _mean(f, g))
 
 
+def integrated(f: Activation, g: Activation, f_slope: Activation, g_slope: Activation) -> Series | None:
+    """E[f(u) g(v)] of smooth functions by the polynomial of their slopes', so that one evaluation serves both."""
+    slopes = series(f_slope, g_slope)
+    if slopes is None or f.zero_value is None or g.zero_value is None:
+        return None
+    odd = (1, 2) in (_powers(f), _powers(g))
+    return Series(slopes.f, slopes.g, _mean(f, g), True, None if odd else (_origin(f), _origin(g)))
+
+
 def _powers(f: Activation) -> Powers:
     """Which powers an odd or even function has."""
     u = np.linspace(0.01, 12.0, 400) ** 1.5
@@ -52,12 +61,18 @@ def _mean(f: Activation, g: Activation) -> Table:
     return Table(0, 1, 1, partial(_means, f, g))
 
 
+@lru_cache(maxsize=64)
+def _origin(f: Activation) -> Table:
+    return Table(0, 1, 1, partial(_expectation, f))
+
+
 def _coefficients(f: Activation, powers: Powers, variances: np.ndarray) -> Evaluated:
-    """E f(u)² and h_k for the powers k."""
+    """E f(u)² and h_k / √(k + 1) for the powers k."""
+    roots = np.sqrt(1.0 + np.arange(powers[0], ORDER, powers[1]))
 
     def columns(a: jax.Array) -> jax.Array:
         found = hermite(f.numerical, a, (), ORDER, 0)[0]
-        return jnp.append(product_mean(f, f, a), found[powers[0] :: powers[1]])
+        return jnp.append(product_mean(f, f, a), found[powers[0] :: powers[1]] / roots)
 
     values, origin = _each(columns, variances), _at_zero(f)
     zero = np.zeros(values.shape[-1])
@@ -76,6 +91,16 @@ def _means(f: Activation, g: Activation, variances: np.ndarray) -> Evaluated:
     values = _each(moments, variances)
     zero = np.array([_at_zero(f) * _at_zero(g)])
     return values[..., :1], zero, np.sqrt(values[..., 1] * values[..., 2])
+
+
+def _expectation(f: Activation, variances: np.ndarray) -> Evaluated:
+    """E f(u) alone."""
+
+    def moments(a: jax.Array) -> jax.Array:
+        return jnp.stack([hermite(f.numerical, a, (), ORDER, 0)[0, 0], jnp.sqrt(product_mean(f, f, a))])
+
+    values = _each(moments, variances)
+    return values[..., :1], np.array([_at_zero(f)]), values[..., 1]
 
 
 def _each(function, variances: np.ndarray) -> np.ndarray:
