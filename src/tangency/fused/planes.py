@@ -16,10 +16,6 @@ ARRAYS = "S, A, B, X, Y, T, U, cs, e, n"
 examples of x1 that are taken together, and how many they are."""
 
 
-TOGETHER = 4
-"""Examples of x1 that pass one row of a plane after the other: what is read of x2 for it stays in the cache."""
-
-
 def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[int, int]) -> tuple[str, dict]:
     """The function of a stage, and what its arguments stand for.
 
@@ -151,9 +147,12 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
     text += [indented(prologue(writer, [*before_rows, *before_columns, *end]), 1)]
     before_rows += [f"{name} = {value}" for name, value in starts.items()]
     body = [f"pl = p * {L}", *prologue(writer), *each, *writer.lines]
-    text += ["    for i in range(h):", "        for r in range(n):", f"            s0 = r * {source.scratch}"]
-    text += [indented([*before_rows, *before_columns], 3)]
-    text += ["            for p in range(w):", indented(body, 4), indented(end, 3)]
+    row = [*before_rows, *before_columns, "for p in range(w):", indented(body, 1), *end]
+    if source.together == 1:
+        text += ["    r = 0", "    s0 = 0", "    for i in range(h):", indented(row, 2)]
+    else:
+        text += ["    for i in range(h):", "        for r in range(n):", f"            s0 = r * {source.scratch}"]
+        text += [indented(row, 3)]
     name = source.function("stage", "\n".join(line for line in text if line.strip()))
     return name, {
         "c0": source.block(writer),
@@ -476,8 +475,8 @@ def plane_text(source: Source, everything: bool, cache: bool) -> tuple[str, int]
         entry = [
             head,
             f"def entry(A, B, X, Y, cs, cn, S, T, U, out, first, last{source.series}):",
-            f"    for e in range(first, last, {TOGETHER}):",
-            f"        n = min({TOGETHER}, last - e)",
+            f"    for e in range(first, last, {source.together}):",
+            f"        n = min({source.together}, last - e)",
         ]
         ending = [*finish, f"{tail.format(' + r')}, (e + r) * {len(source.outputs)})"]
         entry += [indented([*lines, "for r in range(n):", *("    " + line for line in ending)], 2)]

@@ -16,7 +16,7 @@ from .compile import compiled
 from .dense import dense_text, inner_fields
 from .layout import arrange
 from .lookup import CHUNK, NODES
-from .planes import TOGETHER, pairs_within, plane_text
+from .planes import pairs_within, plane_text
 from .pointwise import TINY
 from .program import Dual, NotFusedError, Program, Series, tables
 from .sides import Inputs, Sided, aligned, by_example, equal_examples, own_products, padded_to, positive_range
@@ -50,7 +50,8 @@ class Variant:
     def scratch_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Planes, totals, and totals rounded to the type of the planes."""
         dtype, size = self.source.dtype, max(1, len(self.source.totals())) * self.source.lanes
-        return aligned(max(1, self.scratch) * TOGETHER, dtype), np.zeros(size * TOGETHER), np.zeros(size, dtype)
+        together = self.source.together
+        return aligned(max(1, self.scratch) * together, dtype), np.zeros(size * together), np.zeros(size, dtype)
 
 
 class FusedKernel:

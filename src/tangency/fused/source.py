@@ -9,6 +9,8 @@ from .layout import Layout
 from .pointwise import Writer
 from .program import Inner, Total
 
+TOGETHER = 4
+
 NJIT = '@numba.njit(error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)'
 """Of functions that only the program itself calls."""
 
@@ -109,6 +111,14 @@ class Source:
             return ""
         return ", C, H, K" if self.mode == "pair" else ", C, H, M, W, K"
 
+    @property
+    def together(self) -> int:
+        """How many examples of x1 pass one row of a plane, so that the coefficients of x2 stay in the cache for it.
+
+        Without series little is read of x2, and one example's planes alone fill the cache.
+        """
+        return TOGETHER if self.series else 1
+
     def cells(self) -> list[int]:
         """The number of positions of each Known array."""
         found = [1] * len(self.layout.program.widths)
@@ -153,4 +163,4 @@ def scaled(text: str, number: int) -> str:
 
 
 def indented(lines: list[str], depth: int) -> str:
-    return "\n".join("    " * depth + line for line in lines)
+    return "\n".join("    " * depth + line for text in lines for line in text.split("\n"))
