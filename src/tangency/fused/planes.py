@@ -147,12 +147,12 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
     text += [indented(prologue(writer, [*before_rows, *before_columns, *end]), 1)]
     before_rows += [f"{name} = {value}" for name, value in starts.items()]
     body = [f"pl = p * {L}", *prologue(writer), *each, *writer.lines]
-    row = [*before_rows, *before_columns, "for p in range(w):", indented(body, 1), *end]
+    passed = [*before_rows, *before_columns, "for p in range(w):", indented(body, 1), *end]
     if source.together == 1:
-        text += ["    r = 0", "    s0 = 0", "    for i in range(h):", indented(row, 2)]
+        text += ["    r = 0", "    s0 = 0", "    for i in range(h):", indented(passed, 2)]
     else:
         text += ["    for i in range(h):", "        for r in range(n):", f"            s0 = r * {source.scratch}"]
-        text += [indented(row, 3)]
+        text += [indented(passed, 3)]
     name = source.function("stage", "\n".join(line for line in text if line.strip()))
     return name, {
         "c0": source.block(writer),
