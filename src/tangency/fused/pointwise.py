@@ -423,7 +423,7 @@ class Writer:
         else:
             count = self.define(f"k{local}", f"min({self.terms(slot, f)}, {self.terms(slot, g)})")
         self.lines.append(f"for k in range({count} - {GROUP}, -1, -{GROUP}):")
-        for term in (2, 3, 0, 1):
+        for term in sorted(range(GROUP), key=lambda term: (-(term // 2), term)):
             q, d = f"q{term % 2}_{local}", f"d{term % 2}_{local}"
             lanes = f"load(C, {left} + (k + {term}) * {self.lanes})"
             here = f"spread(C, {left} + k + {term})" if self.mode == "pair" else lanes
