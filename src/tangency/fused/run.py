@@ -182,7 +182,8 @@ class FusedKernel:
     def _terms(self, kind: Kind, x1: Inputs, x2: Inputs | None) -> np.ndarray:
         """What `Source.series_places` describes, for as many terms as the variances of all examples need.
 
-        Behind a pool, variances depend a little on the terms that they are computed with.
+        Behind a pool, variances depend a little on the terms that they are computed with; without one they do not, and
+        are searched once.
         """
         form, dtype, known = self._form(kind), x1.arrays[0].dtype.name, tables(self.program)
         statements = [self.program.statements[i] for i in (self._nngp if form == "nngp" else self._both).fields]

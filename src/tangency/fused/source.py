@@ -10,6 +10,7 @@ from .pointwise import Writer
 from .program import Inner, Total
 
 TOGETHER = 4
+"""Examples of x1 at a time in programs with series: see `Source.together`."""
 
 NJIT = '@numba.njit(error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)'
 """Of functions that only the program itself calls."""
