@@ -67,7 +67,7 @@ class Formula:
 class Series:
     """E[f(u) g(v)] as a polynomial of the correlation ρ; `mean` is E[f(u) g(u)].
 
-    The tables are those of Hermite coefficients h_k of f and g, and the value is Σ_k h_k h'_k ρ^k; or, if it is `integrated`,
+    The tables are of Hermite coefficients h_k of f and g, the value is Σ_k h_k h'_k ρ^k; or, if it is `integrated`,
     those of their slopes, and the value is E f · E g + c Σ_k h_k h'_k ρ^k / (k + 1), because ∂_c E[f g] = E[f′ g′].
     `origins` are E f and E g, None where one of them is zero.
     """
