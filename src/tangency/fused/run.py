@@ -20,11 +20,13 @@ from .planes import pairs_within, plane_text
 from .pointwise import TINY
 from .program import Dual, NotFusedError, Program, Series, tables
 from .sides import Inputs, Sided, aligned, by_example, equal_examples, own_products, padded_to, positive_range
+from .simd import vector_lanes
 from .source import Source
 from .tables import GROUP, OutOfRangeError, terms
 
-LANES = {"float32": 8, "float64": 4}
-DENSE_LANES = {"float32": 16, "float64": 8}
+DENSE_BITS = 512
+"""The least width of a vector where nothing has to stay in the cache; longer ones hide the latency of operations."""
+
 _SIDE = 2**26
 """Bytes that the one-sided quantities of a block of examples may take."""
 
@@ -72,6 +74,9 @@ class FusedKernel:
         self._deep_tail = any(isinstance(program.statements[i], Dual) for i in layout.tail)
         self._texts("both", "float32", False)
 
+    def _lanes(self, dtype: str) -> int:
+        return vector_lanes(dtype, least=DENSE_BITS) if self.is_dense else vector_lanes(dtype)
+
     @cached_property
     def _table_rows(self) -> np.ndarray:
         return np.concatenate([table.rows.reshape(-1) for table in tables(self.program)])
@@ -93,7 +98,7 @@ class FusedKernel:
         program = self.program
         layout = self._nngp if form == "nngp" else self._both
         outputs = {"nngp": (program.nngp,), "ntk": (program.ntk,), "both": (program.nngp, program.ntk)}[form]
-        lanes = (DENSE_LANES if self.is_dense else LANES)[dtype]
+        lanes = self._lanes(dtype)
         first = Source(self._nngp, (program.nngp,), dtype, lanes, "first", guarded)
         pair = Source(layout, outputs, dtype, lanes, "pair", guarded)
         if self.is_dense:
@@ -171,7 +176,7 @@ class FusedKernel:
     def diagonal(self, kind: Kind, x: Inputs) -> np.ndarray:
         """The diagonal of `matrix`, `[n]` or `[2, n]`."""
         dtype = x.arrays[0].dtype.name
-        lanes = (DENSE_LANES if self.is_dense else LANES)[dtype]
+        lanes = self._lanes(dtype)
         found = np.empty((2, x.count) if kind == "both" else x.count, dtype)
         places = self._terms(kind, x, None)
         for start in range(0, x.count, lanes):

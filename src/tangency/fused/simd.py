@@ -8,12 +8,31 @@ give equal numbers.
 from __future__ import annotations
 
 import operator
+from functools import lru_cache
 from typing import Any
 
+import llvmlite.binding as llvm
 import llvmlite.ir as ir
 from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
+
+BITS = {"float32": 32, "float64": 64}
+
+
+@lru_cache
+def register_bits() -> int:
+    """The width of this processor's vector registers, 512 or 256 (narrower ones hold a vector in several)."""
+    try:
+        return 512 if llvm.get_host_cpu_features().get("avx512f", False) else 256
+    except RuntimeError:  # LLVM does not know this processor's features.
+        return 256
+
+
+def vector_lanes(dtype: str, *, least: int = 256) -> int:
+    """How many numbers of this type fill a vector register, or `least` bits if that is more."""
+    return max(register_bits(), least) // BITS[dtype]
+
 
 _ARITHMETIC = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul", operator.truediv: "fdiv"}
 
