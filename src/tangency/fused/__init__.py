@@ -2,6 +2,8 @@
 
 from .lower import lower as lower
 from .pointwise import OPERATIONS as OPERATIONS
+from .program import ErrorFunction as ErrorFunction
+from .program import ErrorFunctions as ErrorFunctions
 from .program import Formula as Formula
 from .program import NotFusedError as NotFusedError
 from .program import Operand as Operand

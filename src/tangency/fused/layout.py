@@ -15,6 +15,7 @@ from functools import cached_property
 from ..graph.space import Window
 from .program import (
     Dual,
+    ErrorFunctions,
     Formula,
     Inner,
     NotFusedError,
@@ -22,11 +23,13 @@ from .program import (
     Piecewise,
     Pool,
     Program,
+    Rule,
     Series,
     Slide,
     Sum,
     Total,
     needed,
+    noises,
     nonnegative,
     operands,
     tables,
@@ -34,8 +37,9 @@ from .program import (
 
 Pair = tuple[int, int]
 
-NUMBERS = {Piecewise: ("inverse", "root"), Formula: ("variance",), Series: ("inverse", "variance")}
-"""What the rules need of a variance: its root and the root's inverse, or itself."""
+COUNTS = "terms", "most"
+TABLED = "mean", *COUNTS
+"""Beginnings of the names of numbers that are counts of terms, and of all that come from tables."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,30 @@ def _numbers_of(table: int, series: bool) -> tuple[str, ...]:
     return (mean_of(table), terms_of(table, False), terms_of(table, True)) if series else (mean_of(table),)
 
 
+def numbers_of(program: Program, rule: Rule) -> set[str]:
+    """What a rule needs of a variance: itself, its root, the root's inverse, or that of a variance with noise added."""
+    match rule:
+        case Piecewise():
+            return {"inverse", "root"}
+        case ErrorFunctions(f, g):
+            known = noises(program)
+            found = {noisy(known.index(function.noise)) for function in (f, g)}
+            return found | {"variance"} if f.ramp or g.ramp else found
+        case Formula():
+            return {"variance"}
+        case Series():
+            return {"inverse", "variance"}
+
+
+def noisy(noise: int) -> str:
+    """The name of 1 / √(variance + noise)."""
+    return f"noisy{noise}"
+
+
+def noise_of(number: str) -> int:
+    return int(number.removeprefix("noisy"))
+
+
 def mean_of(table: int) -> str:
     """The name of a table's mean among the numbers of a slot."""
     return f"mean{table}"
@@ -231,7 +259,7 @@ def _slots(program: Program, wanted: tuple[int, ...]) -> list[Slot]:
     for i in wanted:
         statement = program.statements[i]
         if isinstance(statement, Dual):
-            numbers.setdefault(statement.field, set()).update(NUMBERS[type(statement.rule)])
+            numbers.setdefault(statement.field, set()).update(numbers_of(program, statement.rule))
             if isinstance(rule := statement.rule, Series):
                 f, g, *others = map(known.index, (rule.f, rule.g, rule.mean, *(rule.origins or ())))
                 series.setdefault(statement.field, set()).update((f, g))

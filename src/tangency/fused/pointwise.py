@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .layout import Layout, mean_of
+from .error_function import error_functions, noisy_inverse
+from .layout import COUNTS, TABLED, Layout, mean_of, noise_of
 from .lookup import GROUP
 from .polynomials import absolute_series, arccosine, arctangent
 from .program import (
     Dual,
+    ErrorFunctions,
     Formula,
     Inner,
     One,
@@ -23,6 +25,7 @@ from .program import (
     Sum,
     Times,
     Total,
+    noises,
     tables,
 )
 from .tables import AIM
@@ -77,6 +80,7 @@ class Writer:
     lines: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     shared: dict[int, dict[str, str]] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
     looked_up: list[tuple[int, int]] = field(default_factory=list)
 
     def constant(self, value: float) -> str:
@@ -86,6 +90,19 @@ class Writer:
     def define(self, name: str, expression: str) -> str:
         self.lines.append(f"{name} = {expression}")
         return name
+
+    def shared_value(self, expression: str) -> str:
+        """The variable of an expression of variables that do not change, which is written once."""
+        if expression not in self.values:
+            self.values[expression] = self.define(f"w{len(self.values)}", expression)
+        return self.values[expression]
+
+    def horner(self, coefficients: Sequence[float], x: str) -> str:
+        """A polynomial, coefficients lowest first."""
+        total = self.constant(coefficients[-1])
+        for coefficient in coefficients[-2::-1]:
+            total = f"fma({total}, {x}, {self.constant(coefficient)})"
+        return total
 
     def of(self, index: int) -> str:
         """The variable of a field."""
@@ -106,6 +123,8 @@ class Writer:
                 value = f"{self.of(first)} * {self.of(second)}"
             case Dual(place, Piecewise(f, g)):
                 value = self.dual(place, f, g)
+            case Dual(place, ErrorFunctions() as rule):
+                value = error_functions(self, place, rule)
             case Dual(place, Formula(steps)):
                 value = self.formula(place, steps)
             case Dual(place, Series() as rule):
@@ -135,10 +154,8 @@ class Writer:
         c, local = self.of(index), len(self.shared)
         names = self.shared[index] = {"id": str(local)}
         for number in self.layout.slots[slot].numbers:
-            if number in ("variance", "root", "inverse"):
-                name = c
-                if number != "variance":
-                    name = self._root(c, local) if number == "root" else self._inverse(c, local)
+            if not number.startswith(TABLED):
+                name = self._number(number, c, local)
                 self.lines.append(f"store(B, {self.address(slot, number)}, {name})")
                 names["a" + number] = names["b" + number] = name
         for table in self.layout.slots[slot].means:
@@ -162,17 +179,28 @@ class Writer:
         if rows:
             self.looked_up.append((slot, table))
 
+    def _number(self, number: str, c: str, local: int) -> str:
+        if number == "variance":
+            return c
+        if number in ("root", "inverse"):
+            return self._root(c, local) if number == "root" else self._inverse(c, local)
+        return noisy_inverse(self, c, noises(self.layout.program)[noise_of(number)], f"{number}_{local}")
+
     def _root(self, c: str, local: int) -> str:
         zero = self.constant(0.0)
         return self.define(f"root{local}", f"sqrt(where_less({zero}, {c}, {c}, {zero}))")
 
+    @property
+    def next_number(self) -> str:
+        """What a number is multiplied by to become the next one."""
+        return self.constant(1.0 + (2.0**-23 if self.dtype == "float32" else 2.0**-52))
+
     def _inverse(self, c: str, local: int) -> str:
         one, zero, tiny = self.constant(1.0), self.constant(0.0), self.constant(TINY[self.dtype])
-        epsilon = 2.0**-23 if self.dtype == "float32" else 2.0**-52
         safe = f"sqrt(where_less({c}, {tiny}, {one}, {c}))"
         inverse = self.define(f"inverse{local}", f"where_less({c}, {tiny}, {zero}, {one} / {safe})")
         for _ in range(4):
-            up = f"{inverse} * {self.constant(1.0 + epsilon)}"
+            up = f"{inverse} * {self.next_number}"
             self.define(inverse, f"where_less(({c} * {inverse}) * {inverse}, {one}, {up}, {inverse})")
         return inverse
 
@@ -196,14 +224,14 @@ class Writer:
                 total = f"fma({scale}, {value}, {total})"
         return total
 
-    def _roots(self, place: int) -> dict[str, str]:
+    def roots(self, place: int) -> dict[str, str]:
         """The one-sided numbers of a field, by side and name."""
         if place not in self.shared:
             slot = self.slot(place, False)
             assert slot is not None
             names = self.shared[place] = {"id": str(len(self.shared))}
             for number in self.layout.slots[slot].numbers:
-                if number.startswith(("terms", "most")):
+                if number.startswith(COUNTS):
                     continue
                 for side in "ab":
                     key = f"{side}{number}"
@@ -212,7 +240,7 @@ class Writer:
 
     def _correlation(self, place: int) -> str:
         """ρ, which rounding may have taken a little beyond ±1."""
-        names = self._roots(place)
+        names = self.roots(place)
         if "rho" not in names:
             value = f"({self.of(place)} * {names['ainverse']}) * {names['binverse']}"
             names["rho"] = self.define(f"rho_{names['id']}", value)
@@ -220,7 +248,7 @@ class Writer:
 
     def _angle(self, place: int) -> dict[str, str]:
         """ρ, |ρ| and the parts of the arc cosine that all duals of the field use."""
-        names = self._roots(place)
+        names = self.roots(place)
         if "m" in names:
             return names
         local, one = names["id"], self.constant(1.0)
@@ -239,15 +267,12 @@ class Writer:
         names, scaled = self._angle(place), [factor * coefficient for coefficient in coefficients]
         key = repr(scaled)
         if key not in names:
-            total = self.constant(scaled[-1])
-            for coefficient in scaled[-2::-1]:
-                total = f"fma({total}, {names['y']}, {self.constant(coefficient)})"
-            names[key] = self.define(f"p{len(self.lines)}", total)
+            names[key] = self.define(f"p{len(self.lines)}", self.horner(scaled, names["y"]))
         return names[key]
 
     def dual(self, place: int, f: PiecewiseLinear, g: PiecewiseLinear) -> str:
         """Moments of {1, u, |u|, sign u}: Cho & Saul 2009, equations 3 and 6."""
-        names, c = self._roots(place), self.of(place)
+        names, c = self.roots(place), self.of(place)
         one, linear = f.one * g.one, f.linear * g.linear
         absolute, sign = f.absolute * g.absolute, f.sign * g.sign
         terms: list[tuple[str, str]] = []
@@ -315,7 +340,7 @@ class Writer:
 
     def formula(self, place: int, steps: tuple[tuple[str, tuple[Operand, ...]], ...]) -> str:
         """A closed form, operation by operation. Comparisons are written where a selection asks for them."""
-        names = self._roots(place)
+        names = self.roots(place)
         given = {-1: names["avariance"], -2: names["bvariance"], -3: self.of(place)}
         results: dict[int, str] = {}
         asked: dict[int, tuple[str, tuple[Operand, ...]]] = {}
@@ -372,16 +397,12 @@ class Writer:
         large = self.define(f"e{len(self.lines)}", f"where_less({size}, {x}, {x}, {size})")
         ratio = self.define(f"e{len(self.lines)}", f"{small} / where_equal({large}, {zero}, {one}, {large})")
         square = self.define(f"e{len(self.lines)}", f"{ratio} * {ratio}")
-        coefficients = arctangent(self.dtype)
-        total = self.constant(coefficients[-1])
-        for coefficient in coefficients[-2::-1]:
-            total = f"fma({total}, {square}, {self.constant(coefficient)})"
-        angle = self.define(f"e{len(self.lines)}", f"{ratio} * {total}")
+        angle = self.define(f"e{len(self.lines)}", f"{ratio} * {self.horner(arctangent(self.dtype), square)}")
         return f"copysign(where_less({x}, {size}, {self.constant(math.pi / 2)} - {angle}, {angle}), {y})"
 
     def series(self, place: int, rule: Series) -> str:
         """A polynomial of ρ; the mean where u and v are equal."""
-        names, known = self._roots(place), tables(self.layout.program)
+        names, known = self.roots(place), tables(self.layout.program)
         mean = "a" + mean_of(known.index(rule.mean))
         if self.mode == "first":
             return names[mean]
@@ -406,7 +427,7 @@ class Writer:
 
         Terms of even and of odd j are two polynomials of x², whose sums do not wait for each other.
         """
-        names, known = self._roots(place), tables(self.layout.program)
+        names, known = self.roots(place), tables(self.layout.program)
         f, g = known.index(rule.f), known.index(rule.g)
         key, slot = f"sums {f} {g}", self.slot(place, False)
         if key in names:
@@ -445,7 +466,7 @@ class Writer:
 
     def _powers(self, place: int, step: int) -> tuple[str, str]:
         """x = ρ or ρ², and x², for ρ held within ±1."""
-        names, one, minus = self._roots(place), self.constant(1.0), self.constant(-1.0)
+        names, one, minus = self.roots(place), self.constant(1.0), self.constant(-1.0)
         local, rho = names["id"], self._correlation(place)
         if "clamped" not in names:
             names["clamped"] = self.define(f"r_{local}", f"where_less({rho}, {one}, {rho}, {one})")

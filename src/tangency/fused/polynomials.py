@@ -16,6 +16,7 @@ import numpy as np
 
 DEGREES = {"float32": 6, "float64": 17}
 ABSOLUTE_DEGREES = {"float32": 5, "float64": 15}
+ARCSINE_DEGREES = {"float32": 4, "float64": 11}
 ARCTANGENT_DEGREES = {"float32": 9, "float64": 20}
 
 
@@ -30,6 +31,13 @@ def absolute_series(dtype: str) -> tuple[float, ...]:
     """Coefficients of R, lowest first, to the precision of the type."""
     series = np.polynomial.Polynomial([c / (k + 1.5) for k, c in enumerate(arccosine("float64"))])
     return _fit(series, ABSOLUTE_DEGREES[dtype])
+
+
+@lru_cache
+def arcsine(dtype: str) -> tuple[float, ...]:
+    """Coefficients of Q, lowest first: arcsin w = w + w z Q(z) with z = w² ≤ 1/4."""
+    scaled = _fit(lambda x: (np.arcsin(np.sqrt(x / 4)) / np.sqrt(x / 4) - 1) / (x / 4), ARCSINE_DEGREES[dtype])
+    return tuple(c * 4.0**k for k, c in enumerate(scaled))
 
 
 @lru_cache

@@ -52,6 +52,26 @@ class Piecewise:
         return size, Piecewise(PiecewiseLinear(*(x / size for x in astuple(self.f))), self.g)
 
 
+@dataclass(frozen=True)
+class ErrorFunction:
+    """one + linear·u + (step + ramp·u) · erf(u / √(2 noise)), noise > 0: GELU, the error function and their kin."""
+
+    one: float
+    linear: float
+    ramp: float
+    step: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class ErrorFunctions:
+    """E[f(u) g(v)] of two such functions, or of their slopes."""
+
+    f: ErrorFunction
+    g: ErrorFunction
+    slopes: bool
+
+
 Operand: TypeAlias = int | float
 """A step's place, or −1, −2, −3 for the two variances and the covariance; or, as a `float`, a number."""
 
@@ -79,7 +99,7 @@ class Series:
     origins: tuple[Table, Table] | None = None
 
 
-Rule: TypeAlias = Piecewise | Formula | Series
+Rule: TypeAlias = Piecewise | ErrorFunctions | Formula | Series
 
 
 @dataclass(frozen=True)
@@ -201,6 +221,12 @@ def tables(program: Program) -> tuple[Table, ...]:
     """All tables of a program's rules; they are known by their places here."""
     rules = [s.rule for s in program.statements if isinstance(s, Dual) and isinstance(s.rule, Series)]
     return tuple(dict.fromkeys(t for rule in rules for t in (rule.f, rule.g, rule.mean, *(rule.origins or ()))))
+
+
+def noises(program: Program) -> tuple[float, ...]:
+    """The noises of all error functions of a program; they are known by their places here."""
+    rules = [s.rule for s in program.statements if isinstance(s, Dual) and isinstance(s.rule, ErrorFunctions)]
+    return tuple(dict.fromkeys(noise for rule in rules for noise in (rule.f.noise, rule.g.noise)))
 
 
 def needed(program: Program, results: tuple[int | None, ...]) -> tuple[int, ...]:

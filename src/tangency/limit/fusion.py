@@ -14,6 +14,8 @@ from jax.extend.core import Literal
 
 from ..fused import (
     OPERATIONS,
+    ErrorFunction,
+    ErrorFunctions,
     Formula,
     FusedKernel,
     Inputs,
@@ -27,7 +29,7 @@ from ..fused import (
 from ..graph.elementwise import Elementwise
 from ..graph.graph import Graph
 from ..graph.known import Known
-from .duals import Activation, dual, is_closed, piecewise_linear
+from .duals import Activation, dual, error_span, is_closed, piecewise_linear
 from .expectation import analysed
 from .recursion import Recursion, deep_recursion
 from .tabulate import integrated, series
@@ -91,6 +93,9 @@ def _rule(left: Elementwise, right: Elementwise, slopes: bool) -> Rule:
     Raises:
         NotFusedError: both functions have kinks, and no closed form.
     """
+    errors = _error_functions(left, right)
+    if errors is not None:
+        return ErrorFunctions(*errors, slopes)
     f, g = (analysed(function.derivative if slopes else function) for function in (left, right))
     first, second = _piecewise(f), _piecewise(g)
     if first is not None and second is not None:
@@ -110,6 +115,17 @@ def _piecewise(activation: Activation) -> PiecewiseLinear | None:
     if found is None or activation.zero_value is None:
         return None
     return PiecewiseLinear(*found, at_zero=activation.zero_value)
+
+
+def _error_functions(left: Elementwise, right: Elementwise) -> tuple[ErrorFunction, ErrorFunction] | None:
+    """Both functions where they are of this family, and not both linear."""
+    spans = [analysed(function).span for function in (left, right)]
+    found = [error_span(span) for span in spans if span is not None]
+    noise = max((each.noise for each in found if each is not None and each.noise), default=None)
+    if noise is None or len(found) < 2 or None in found:
+        return None
+    first, second = (ErrorFunction(*each[:4], each.noise or noise) for each in found if each is not None)
+    return first, second
 
 
 @lru_cache(maxsize=256)

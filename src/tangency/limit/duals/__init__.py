@@ -1,6 +1,7 @@
 """Dual activations: Gaussian expectations of elementwise functions and of their products."""
 
 from ._closed import is_closed as is_closed
+from ._error_function import error_span as error_span
 from ._numerical import coefficients as coefficients
 from ._piecewise_linear import piecewise_linear as piecewise_linear
 from .activation import Activation as Activation
