@@ -25,6 +25,11 @@ GROUP = 4
 CHUNK = 8
 """Coefficients that are looked up at once."""
 
+_SMALL = 1e-3
+"""Coefficients below it, in units of what is left out, are zero: products of such would be subnormal numbers, with which
+processors take a hundred times as long.
+"""
+
 _ROUNDING = 1e-12
 _LOWEST = DECADES[0] * math.log(10.0)
 _WIDTH = math.log(10.0) / PANELS_PER_DECADE
@@ -59,6 +64,7 @@ def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes, aim
         if terms == 0:
             continue
         rest, needed, k = mean, terms, 0
+        small = (_SMALL * aim) ** 2 * mean
         known = min(terms, columns - 1)
         while k < min(known, (needed + terms + 1) // 2):
             end = min(k + CHUNK, known)
@@ -72,7 +78,7 @@ def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes, aim
             for c in range(end - k):
                 value = W[NODES + c]
                 energy += (1 + first_power + step * (k + c)) * value * value
-                H[place + (k + c) * lanes + lane] = value
+                H[place + (k + c) * lanes + lane] = value if value * value > small else 0.0
             rest -= energy
             k = end
             if needed == terms and energy <= 0.1 * aim * mean and rest <= max(aim, _ROUNDING) * mean:
