@@ -415,7 +415,7 @@ class Writer:
             left, right = (mean_of(known.index(table)) for table in rule.origins)
             value = f"{value} + {names['a' + left]} * {names['b' + right]}"
         value = self.define(f"e{len(self.lines)}", value)
-        equal = f"where_equal({names['avariance']}, {names['bvariance']}, {names[mean]}, {value})"
+        equal = f"where_equal({names['ainverse']}, {names['binverse']}, {names[mean]}, {value})"
         return f"where_less({names['rho']}, {self.constant(1.0)}, {value}, {equal})"
 
     def _combined(self, m: int, x: str, n: int, y: str) -> str:
