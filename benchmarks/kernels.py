@@ -20,9 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from kernel_rows import ROWS, SHAPE, WIDTH, Row
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from timing import peak_bytes, spent
 
 from tangency import NTKClassifier, limit, models
@@ -129,9 +126,16 @@ def accuracy(name: str, folder: Path) -> dict[str, Any]:
             "full_days": full / 86400, "load": os.getloadavg()[0]}  # fmt: skip
 
 
-def separately(arguments: list[str], python: str = sys.executable, script: str = __file__) -> dict[str, Any]:
+PATIENCE = 300.0
+"""Seconds that a peer may take for a row."""
+
+
+def separately(
+    arguments: list[str], python: str = sys.executable, script: str = __file__, patience: float | None = None
+) -> dict[str, Any]:
     """One row in a process of its own, so that memory and compilation are its own."""
-    done = subprocess.run([python, script, *arguments], capture_output=True, text=True, check=False)
+    command = [python, script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -141,10 +145,20 @@ def compared(row: dict[str, Any], python: str | None) -> list[str]:
     """The cells of a peer, measured right after a row and added to it."""
     if not python:
         return []
-    peer = separately([row["row"]], python, str(Path(__file__).with_name("peer_kernels.py")))
+    try:
+        peer = separately([row["row"]], python, str(Path(__file__).with_name("peer_kernels.py")), PATIENCE)
+    except subprocess.TimeoutExpired:
+        return [f"not in {PATIENCE:.0f} s", "", ""]
     difference = float(np.max(np.abs(np.array(peer["sample"]) / np.array(row["sample"]) - 1)))
     row |= {"peer": peer, "peer_differs": difference}
     return [f"{peer['ms']:.4g}", f"{peer['ms'] / row['ms']:.1f}", f"{difference:.0e}"]
+
+
+def written(*cells: str, head: bool = False) -> None:
+    """A row of a Markdown table, as soon as it is known."""
+    print(f"| {' | '.join(cells)} |", flush=True)
+    if head:
+        print("|---|" + "--:|" * (len(cells) - 1), flush=True)
 
 
 def main() -> None:
@@ -159,19 +173,17 @@ def main() -> None:
         row = accuracy(options.one, options.data) if options.data else measured(options.one)
         print(json.dumps(row))
         return
-    console, everything = Console(width=220), []
-    head = f"{os.cpu_count()} processors, {platform.machine()}, JAX {jax.__version__}, float32"
+    everything: list[dict[str, Any]] = []
+    print(f"{os.cpu_count()} processors, {platform.machine()}, JAX {jax.__version__}, float32\n")
     if options.data:
-        table = Table(
-            "row", "n", "m", "accuracy", "wall s", "cpu s", "50k + 10k, days", "load", title=head, box=box.MARKDOWN
-        )
+        written("row", "n", "m", "accuracy", "wall s", "cpu s", "50k + 10k, days", "load", head=True)
         for name in options.rows or CIFAR:
             row = separately(["--one", name, "--data", str(options.data)])
             everything.append(row)
             numbers = f"{row['accuracy']:.3f}", f"{row['wall_s']:.0f}", f"{row['cpu_s']:.0f}", f"{row['full_days']:.2f}"
-            table.add_row(name, str(row["n"]), str(row["m"]), *numbers, f"{row['load']:.1f}")
+            written(name, str(row["n"]), str(row["m"]), *numbers, f"{row['load']:.1f}")
     else:
-        table = Table(*COLUMNS, "load", "differs", *(PEER if options.peer else ()), title=head, box=box.MARKDOWN)
+        written(*COLUMNS, "load", "differs", *(PEER if options.peer else ()), head=True)
         for name in options.rows or ROWS:
             row = separately(["--one", name])
             everything.append(row)
@@ -180,8 +192,7 @@ def main() -> None:
             optional = [f"{row[name]:{form}}" if name in row else "" for name, form in OPTIONAL]
             ratios = "" if xla is None else f"{xla / row['ms']:.1f}", *optional[:2], f"{row['over_single']:.1f}"
             notes = f"{row['memory_bytes'] / 2**20:.0f}", f"{row['load']:.1f}", optional[2]
-            table.add_row(name, str(row["pairs"]), *numbers, *ratios, *notes, *compared(row, options.peer))
-    console.print(table)
+            written(name, str(row["pairs"]), *numbers, *ratios, *notes, *compared(row, options.peer))
     if options.json:
         options.json.write_text(json.dumps(everything, indent=1) + "\n")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from .layout import Layout, terms_of
+from .pointwise import Writer
 from .program import Inner
 from .source import ENTRY, Source, indented, prologue
 
@@ -10,41 +13,53 @@ ROWS = 32
 """Rows whose coefficients stay in the cache while one group of columns after the other passes by."""
 
 
-def dense_body(source: Source) -> tuple[list[str], list[str], list[str]]:
-    """Constants, what is the same along a row, and what is done at each entry, for a network without positions."""
-    layout, program = source.layout, source.layout.program
-    places, series, L = source.offsets(), source.series_places(), source.lanes
-    inner = [i for i in layout.fields if isinstance(program.statements[i], Inner)]
-    same: list[str] = []
+@dataclass(frozen=True)
+class DenseAccess:
+    """Where the numbers of entry (i, j) lie; `same` collects what does not change along a row."""
 
-    def load(index: int) -> str:
+    source: Source
+    same: list[str] = field(default_factory=list)
+
+    def load(self, writer: Writer, index: int) -> str:
+        layout = self.source.layout
+        inner = [i for i in layout.fields if isinstance(layout.program.statements[i], Inner)]
         return f"load(G, ({inner.index(index)} * rows + i) * columns + j)"
 
-    def side(which: str, slot: int, number: str) -> str:
-        if which == "b" or source.mode == "first":
-            return f"load(B, {address(slot, number)})"
-        place = places[slot] + layout.number(slot, number)
-        line = f"a{place} = spread(A, i * {places[-1]} + {place})"
-        if line not in same:
-            same.append(line)
+    def _place(self, slot: int, number: str) -> int:
+        return self.source.offsets()[slot] + self.source.layout.number(slot, number)
+
+    def side(self, which: str, slot: int, number: str) -> str:
+        if which == "b" or self.source.mode == "first":
+            return f"load(B, {self.address(slot, number)})"
+        place = self._place(slot, number)
+        line = f"a{place} = spread(A, i * {self.source.offsets()[-1]} + {place})"
+        if line not in self.same:
+            self.same.append(line)
         return f"a{place}"
 
-    def address(slot: int, number: str) -> str:
-        return f"j * {places[-1]} + {(places[slot] + layout.number(slot, number)) * L}"
+    def address(self, slot: int, number: str) -> str:
+        return f"j * {self.source.offsets()[-1]} + {self._place(slot, number) * self.source.lanes}"
 
-    def row(which: str, slot: int, table: int) -> str:
-        place = series[slot] + 2 * layout.slots[slot].series.index(table)
-        return f"i * K[{series[-1]}] + K[{place}]" if which == "a" else f"j * K[{series[-1]}] + K[{place}] * {L}"
+    def _series(self, slot: int, table: int) -> int:
+        return self.source.series_places()[slot] + 2 * self.source.layout.slots[slot].series.index(table)
 
-    def terms(slot: int, table: int) -> str:
-        return f"K[{series[slot] + 2 * layout.slots[slot].series.index(table) + 1}]"
+    def row(self, which: str, slot: int, table: int) -> str:
+        each, place = f"K[{self.source.series_places()[-1]}]", f"K[{self._series(slot, table)}]"
+        return f"i * {each} + {place}" if which == "a" else f"j * {each} + {place} * {self.source.lanes}"
 
-    def count(which: str, slot: int, table: int) -> str:
+    def terms(self, slot: int, table: int) -> str:
+        return f"K[{self._series(slot, table) + 1}]"
+
+    def count(self, which: str, slot: int, table: int) -> str:
         if which == "b":
-            return f"B[{address(slot, terms_of(table, True))}]"
-        return f"A[i * {places[-1]} + {places[slot] + layout.number(slot, terms_of(table, False))}]"
+            return f"B[{self.address(slot, terms_of(table, True))}]"
+        return f"A[i * {self.source.offsets()[-1]} + {self._place(slot, terms_of(table, False))}]"
 
-    writer = source.writer(load, side, address, row, terms, count)
+
+def dense_body(source: Source) -> tuple[list[str], list[str], list[str]]:
+    """Constants, what is the same along a row, and what is done at each entry, for a network without positions."""
+    layout, access = source.layout, DenseAccess(source)
+    writer = source.writer(access)
     for index in layout.tail:
         writer.write(index)
         writer.after_load(index)
@@ -52,7 +67,7 @@ def dense_body(source: Source) -> tuple[list[str], list[str], list[str]]:
         for k, index in enumerate(source.outputs):
             value = writer.constant(0.0) if index is None else writer.of(index)
             writer.lines.append(f"store(out, ({k} * rows + i) * columns + j, {value})")
-    return [f"c0 = {source.block(writer)}"], same, [*prologue(writer), *writer.lines]
+    return [f"c0 = {source.block(writer)}"], access.same, [*prologue(writer), *writer.lines]
 
 
 def inner_fields(layout: Layout) -> list[tuple[int, int]]:

@@ -26,8 +26,8 @@ CHUNK = 8
 """Coefficients that are looked up at once."""
 
 _SMALL = 1e-3
-"""Coefficients below it, in units of what is left out, are zero: products of such would be subnormal numbers, with which
-processors take a hundred times as long.
+"""Coefficients below it, in units of what may be left out, are zero: products of such would be subnormal numbers, with
+which a processor takes a hundred times as long.
 """
 
 _ROUNDING = 1e-12

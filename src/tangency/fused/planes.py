@@ -7,206 +7,13 @@ columns of zeros at both ends, then what pools have stored.
 
 from __future__ import annotations
 
-from .layout import Segment, Stage, axis_windows, pool_windows, terms_of
-from .program import Inner, Pool, Slide, operands
-from .source import ENTRY, NJIT, Source, indented, plus, prologue, scaled
+from dataclasses import dataclass
 
-ARRAYS = "S, A, B, X, Y, T, U, cs, e, n"
-"""Scratch; one-sided quantities and inputs of x1 and x2; totals, also rounded; numbers of the layers; the first of the
-examples of x1 that are taken together, and how many they are."""
-
-
-def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[int, int]) -> tuple[str, dict]:
-    """The function of a stage, and what its arguments stand for.
-
-    Arguments, after the arrays: where its numbers start; the buffers it reads and writes; where its slots, its inputs
-    and its stored fields start on both sides; rows and columns of the plane, and of those that it slides over.
-    """
-    layout, program, L = source.layout, source.layout.program, source.lanes
-    reads: list[int] = []
-    slots: list[int] = []
-    inputs: list[int] = []
-    stored: list[int] = []
-    slid: dict[int, str] = {}
-    starts: dict[str, str] = {}
-    lanes_on_both, places = source.mode != "pair", source.offsets()
-
-    def note(items: list[int], item: int) -> int:
-        if item not in items:
-            items.append(item)
-        return items.index(item)
-
-    def load(index: int) -> str:
-        statement = program.statements[index]
-        if isinstance(statement, Slide) and index in stage.body:
-            note(reads, statement.field)
-            return slid[index]
-        if isinstance(statement, Inner) and index in stage.body:
-            return inner(index, statement)
-        if isinstance(statement, Pool) and index in stage.body:
-            k = note(stored, index)
-            return f"load(S, {of_row(f'st{k}', f's0 + st{k} + i * w * {L}')} + pl)"
-        return f"load(S, {row_of(f'in{note(reads, index)}')} + pl)"
-
-    def of_row(name: str, value: str) -> str:
-        """A variable of this value, which depends on the row."""
-        starts[f"{name}_i"] = value
-        return f"{name}_i"
-
-    def row_of(buffer: str) -> str:
-        """Where the row starts in a buffer."""
-        return of_row(buffer, f"s0 + {buffer} + (i + 1) * {source.row} + {layout.left * L}")
-
-    def inner(index: int, statement: Inner) -> str:
-        columns, width = layout.grid(index)[1], program.widths[statement.left]
-        k = note(inputs, index)
-        name = f"inner{k}"
-        x = of_row(f"x{k}", f"{'' if lanes_on_both else example(source.inputs()[-1])}x{k} + i * {columns * width}")
-        y = of_row(f"y{k}", f"y{k} + i * {columns * width}")
-        step = f"{scaled('p', width)} + c"
-        here = f"load(X, ({x} + {step}) * {L})" if lanes_on_both else f"spread(X, {x} + {step})"
-        there = f"load(Y, ({y} + {step}) * {L})"
-        writer.lines += [
-            f"{name} = {writer.constant(0.0)}",
-            f"for c in range({width}):",
-            f"    {name} = fma({here}, {there}, {name})",
-        ]
-        return name
-
-    def place_of(which: str, slot: int, number: str) -> str:
-        """Where a number of this position lies, or its first lane."""
-        each = 1 if is_single(which) else L
-        step = scaled("p", layout.slots[slot].count * each)
-        return plus(f"{start_of(which, slot)} + {step}", layout.number(slot, number) * each)
-
-    def start_of(which: str, slot: int) -> str:
-        """Where the numbers of the row's first position start."""
-        k, (_, columns), size = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].count
-        place = f"{which}{k} + i * {columns * size}"
-        return of_row(f"{which}{k}", example(places[-1]) + place if is_single(which) else f"({place}) * {L}")
-
-    def example(size: str | int) -> str:
-        """Where the numbers of an example of x1 start, to which others are added."""
-        return f"(e + r) * {size} + "
-
-    def side(which: str, slot: int, number: str) -> str:
-        place = place_of(which, slot, number)
-        return f"spread(A, {place})" if is_single(which) else f"load({which.upper()}, {place})"
-
-    def is_single(which: str) -> bool:
-        return which == "a" and not lanes_on_both
-
-    def address(slot: int, number: str) -> str:
-        return place_of("b", slot, number)
-
-    def row(which: str, slot: int, table: int) -> str:
-        k, (_, columns), series = note(slots, slot), layout.slots[slot].grid, layout.slots[slot].series
-        place = f"K[k{k} + {2 * series.index(table)}] + (r{which}{k} + i * {columns}) * {terms(slot, table)}"
-        start = example(f"K[{source.series_places()[-1]}]") + place if is_single(which) else f"({place}) * {L}"
-        name = of_row(f"r{which}{k}_{table}", start)
-        return f"{name} + p * {terms(slot, table)}" + ("" if is_single(which) else f" * {L}")
-
-    def terms(slot: int, table: int) -> str:
-        k = note(slots, slot)
-        return of_row(f"t{k}_{table}", f"K[k{k} + {2 * layout.slots[slot].series.index(table) + 1}]")
-
-    def count(which: str, slot: int, table: int) -> str:
-        start, single = start_of(which, slot), is_single(which)
-        place = plus(start, layout.number(slot, terms_of(table, not single)) * (1 if single else L))
-        return of_row(f"n{which}{slots.index(slot)}_{table}", f"{which.upper()}[{place}]")
-
-    writer = source.writer(load, side, address, row, terms, count)
-    before_rows, before_columns, each = slides(source, stage, reads, slid)
-    for index in stage.body:
-        writer.write(index)
-        writer.after_load(index)
-    sums = [i for i in segment.totals if operands(program.statements[i])[0] in stage.body]
-    kept = stage.kept
-    arguments = ["c0", *(f"in{k}" for k in range(len(reads))), *(f"out{k}" for k in range(len(kept)))]
-    arguments += [f"{x}{k}" for k in range(len(slots)) for x in "ab"]
-    arguments += [f"{x}{k}" for k, slot in enumerate(slots) if layout.slots[slot].series for x in ("k", "ra", "rb")]
-    arguments += [f"{x}{k}" for k in range(len(inputs)) for x in "xy"]
-    arguments += [f"st{k}" for k in range(len(stored))] + ["h", "w", "hs"]
-    end = []
-    for k, index in enumerate(kept):
-        start = row_of(f"out{k}")
-        writer.lines.append(f"store(S, {start} + pl, {writer.of(index)})")
-        edges = (plus(f"{start} + w * {L}", m * L) for m in range(layout.right))
-        end += [f"store(S, {edge}, {writer.constant(0.0)})" for edge in edges]
-    for slot, table in writer.looked_up:
-        for most in (False, True):
-            place = plus(start_of("b", slot), layout.number(slot, terms_of(table, most)) * L)
-            end.append(f"level(B, {place}, w, {layout.slots[slot].count * L}, {L})")
-    zero = writer.constant(0.0)
-    for k, index in enumerate(sums):
-        writer.lines.append(f"row{k} = row{k} + {writer.of(operands(program.statements[index])[0])}")
-        before_columns.append(f"row{k} = {zero}")
-        end += [f"store(U, 0, row{k})", f"for l in range({L}):"]
-        end += [f"    T[(r * {len(totals)} + {totals[index]}) * {L} + l] += np.float64(U[l])"]
-    text = [NJIT, f"def {{name}}({ARRAYS}{source.series}, {', '.join(arguments)}):"]
-    text += [indented(prologue(writer, [*before_rows, *before_columns, *end]), 1)]
-    before_rows += [f"{name} = {value}" for name, value in starts.items()]
-    body = [f"pl = p * {L}", *prologue(writer), *each, *writer.lines]
-    passed = [*before_rows, *before_columns, "for p in range(w):", indented(body, 1), *end]
-    if source.together == 1:
-        text += ["    r = 0", "    s0 = 0", "    for i in range(h):", indented(passed, 2)]
-    else:
-        text += ["    for i in range(h):", "        for r in range(n):", f"            s0 = r * {source.scratch}"]
-        text += [indented(passed, 3)]
-    name = source.function("stage", "\n".join(line for line in text if line.strip()))
-    return name, {
-        "c0": source.block(writer),
-        "reads": reads,
-        "kept": kept,
-        "slots": slots,
-        "inputs": inputs,
-        "stored": stored,
-    }
-
-
-def slides(
-    source: Source, stage: Stage, reads: list[int], slid: dict[int, str]
-) -> tuple[list[str], list[str], list[str]]:
-    """Windowed sums: lines for each row, lines before the columns, and lines for each column.
-
-    The rows of a window are added up first. With stride 1 these sums of neighbouring columns are kept in variables,
-    which move on by one from column to column.
-    """
-    layout, L = source.layout, source.lanes
-    rows_lines: list[str] = []
-    first: list[str] = []
-    each: list[str] = []
-    for number, index in enumerate(stage.slides):
-        statement = layout.program.statements[index]
-        assert isinstance(statement, Slide)
-        rows, columns = axis_windows(statement.windows)
-        if statement.field not in reads:
-            reads.append(statement.field)
-        base = f"in{reads.index(statement.field)}"
-        for tap in range(rows.size):
-            shift = tap * rows.dilation - rows.low
-            place = scaled("i", rows.stride)
-            rows_lines.append(f"r{number}_{tap} = s0 + {base}")
-            rows_lines.append(f"if 0 <= {plus(place, shift)} < hs:")
-            rows_lines.append(f"    r{number}_{tap} = s0 + {base} + ({plus(place, shift + 1)}) * {source.row}")
-
-        def vertical(column: str, place: int, number: int = number, count: int = rows.size) -> str:
-            return " + ".join(f"load(S, {plus(f'r{number}_{tap}{column}', place * L)})" for tap in range(count))
-
-        start = layout.left - columns.low
-        names = [f"z{number}_{tap}" for tap in range(columns.size)]
-        if columns.stride == 1 and columns.dilation == 1:
-            first += [f"{names[tap]} = {vertical('', start + tap)}" for tap in range(columns.size - 1)]
-            each.append(f"{names[-1]} = {vertical(' + pl', start + columns.size - 1)}")
-        else:
-            for tap in range(columns.size):
-                column = f" + {scaled('pl', columns.stride)}"
-                each.append(f"{names[tap]} = {vertical(column, start + tap * columns.dilation)}")
-        each.append(f"z{number} = {' + '.join(names)}")
-        if columns.stride == 1 and columns.dilation == 1:
-            each += [f"{names[tap]} = {names[tap + 1]}" for tap in range(columns.size - 1)]
-        slid[index] = f"z{number}"
-    return rows_lines, first, each
+from .layout import Segment, pool_windows, terms_of
+from .pointwise import Writer
+from .program import operands
+from .source import ENTRY, NJIT, Source, indented, prologue
+from .stages import ARRAYS, stage_function
 
 
 def pool_function(source: Source, segment: Segment, places: list[tuple[int, int]], most: tuple[int, int]) -> str:
@@ -327,28 +134,28 @@ def plane_lines(source, segment, source_bounds, number, stores, totals, places, 
         return seen[g]
 
     for stage in segment.stages:
-        name, uses = stage_function(source, segment, stage, totals)
+        function = stage_function(source, segment, stage, totals)
         g = geometry(stage.geometry)
-        arguments: list[Argument] = [(uses["c0"], "")]
-        arguments += [(segment.buffers[i] * source.plane, "") for i in (*uses["reads"], *uses["kept"])]
-        for slot in uses["slots"]:
+        arguments: list[Argument] = [(function.numbers, "")]
+        arguments += [(segment.buffers[i] * source.plane, "") for i in (*function.reads, *function.kept)]
+        for slot in function.slots:
             count = layout.slots[slot].count
             arguments += [(places[slot], f"{x}{g} * {count}") for x in "pq"]
-        for slot in uses["slots"]:
+        for slot in function.slots:
             if layout.slots[slot].series:
                 arguments += [(series[slot], ""), (0, f"p{g}"), (0, f"q{g}")]
-        for index in uses["inputs"]:
+        for index in function.inputs:
             statement = program.statements[index]
             width = program.widths[statement.left]
             arguments += [(inputs[statement.left], f"p{g} * {width}"), (inputs[statement.right], f"q{g} * {width}")]
-        for index in uses["stored"]:
+        for index in function.stored:
             rows, columns = layout.grid(index)
             dh, dw = source_bounds[number]
             place = f"before({rows}, {dh}, dh{g}) * {pairs_within(columns, dw)} + h{g} * before({columns}, {dw}, dw{g})"
             arguments.append((stores[index], f"({place}) * {L}"))
         slid = {segment.geometry[operands(program.statements[i])[0]] for i in stage.slides}
         hs = f"h{geometry(slid.pop())}" if slid else "0"
-        stages.append((name, tuple(arguments), (f"h{g}", f"w{g}", hs)))
+        stages.append((function.name, tuple(arguments), (f"h{g}", f"w{g}", hs)))
     calls += repeated(source, stages)
     pooled: dict[str, list[tuple[int, int]]] = {}
     for index in segment.pools:
@@ -413,35 +220,55 @@ def written(source: Source, name: str, arguments: list[str], sizes: tuple[str, .
     return f"{name}({ARRAYS}{source.series}, {', '.join((*arguments, *sizes))})"
 
 
+@dataclass(frozen=True)
+class TailAccess:
+    """Where the numbers of what follows the last sum over positions lie."""
+
+    source: Source
+    totals: dict[int, int]
+
+    @property
+    def _by_example(self) -> bool:
+        """Whether the numbers of x1 are those of one example."""
+        return self.source.mode == "pair"
+
+    def _place(self, slot: int, number: str) -> int:
+        return self.source.offsets()[slot] + self.source.layout.number(slot, number)
+
+    def load(self, writer: Writer, index: int) -> str:
+        return f"load(U, {self.totals[index] * self.source.lanes})"
+
+    def side(self, which: str, slot: int, number: str) -> str:
+        if which == "a" and self._by_example:
+            return f"spread(A, e * {self.source.offsets()[-1]} + {self._place(slot, number)})"
+        return f"load({which.upper()}, {self.address(slot, number)})"
+
+    def address(self, slot: int, number: str) -> str:
+        return str(self._place(slot, number) * self.source.lanes)
+
+    def row(self, which: str, slot: int, table: int) -> str:
+        series = self.source.series_places()
+        place = f"K[{series[slot] + 2 * self.source.layout.slots[slot].series.index(table)}]"
+        if which == "a" and self._by_example:
+            return f"e * K[{series[-1]}] + {place}"
+        return f"{place} * {self.source.lanes}"
+
+    def terms(self, slot: int, table: int) -> str:
+        place = self.source.series_places()[slot] + 2 * self.source.layout.slots[slot].series.index(table) + 1
+        return f"K[{place}]"
+
+    def count(self, which: str, slot: int, table: int) -> str:
+        scalar = which == "a" and self._by_example
+        number = terms_of(table, not scalar)
+        if scalar:
+            return f"A[e * {self.source.offsets()[-1]} + {self._place(slot, number)}]"
+        return f"{which.upper()}[{self.address(slot, number)}]"
+
+
 def tail_function(source: Source, totals: dict[int, int]) -> str:
     """What follows the last sum over positions: numbers, not planes."""
     layout, L = source.layout, source.lanes
-    places, series = source.offsets(), source.series_places()
-
-    def load(index: int) -> str:
-        return f"load(U, {totals[index] * L})"
-
-    def side(which: str, slot: int, number: str) -> str:
-        if which == "a" and source.mode == "pair":
-            return f"spread(A, e * {places[-1]} + {places[slot] + layout.number(slot, number)})"
-        return f"load({which.upper()}, {(places[slot] + layout.number(slot, number)) * L})"
-
-    def address(slot: int, number: str) -> str:
-        return str((places[slot] + layout.number(slot, number)) * L)
-
-    def row(which: str, slot: int, table: int) -> str:
-        place = f"K[{series[slot] + 2 * layout.slots[slot].series.index(table)}]"
-        return f"e * K[{series[-1]}] + {place}" if which == "a" and source.mode == "pair" else f"{place} * {L}"
-
-    def terms(slot: int, table: int) -> str:
-        return f"K[{series[slot] + 2 * layout.slots[slot].series.index(table) + 1}]"
-
-    def count(which: str, slot: int, table: int) -> str:
-        scalar = which == "a" and source.mode == "pair"
-        place = places[slot] + layout.number(slot, terms_of(table, not scalar))
-        return f"A[e * {places[-1]} + {place}]" if scalar else f"{which.upper()}[{place * L}]"
-
-    writer = source.writer(load, side, address, row, terms, count)
+    writer = source.writer(TailAccess(source, totals))
     for index in layout.tail:
         writer.write(index)
         writer.after_load(index)

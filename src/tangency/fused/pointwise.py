@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from .error_function import error_functions, noisy_inverse
 from .layout import COUNTS, TABLED, Layout, mean_of, noise_of
-from .lookup import GROUP
 from .polynomials import absolute_series, arccosine, arctangent
+from .power_series import series
 from .program import (
     Dual,
     ErrorFunctions,
@@ -48,6 +49,34 @@ OPERATIONS = frozenset((*INFIX, *COMPARISONS, "neg", "sqrt", "abs", "max", "min"
 """What a `Formula` may consist of. The second operand of atan2 must not be negative."""
 
 
+class Access(Protocol):
+    """Where the numbers that a piece of code reads lie in memory, as expressions. `which` is the side, "a" or "b"."""
+
+    def load(self, writer: Writer, index: int) -> str:
+        """A field that is not computed here: a slid one, a stored one, a total."""
+        ...
+
+    def side(self, which: str, slot: int, number: str) -> str:
+        """One of a slot's numbers."""
+        ...
+
+    def address(self, slot: int, number: str) -> str:
+        """Its place in B."""
+        ...
+
+    def row(self, which: str, slot: int, table: int) -> str:
+        """Where the coefficients from a table start, in C or H."""
+        ...
+
+    def terms(self, slot: int, table: int) -> str:
+        """How many of them there are."""
+        ...
+
+    def count(self, which: str, slot: int, table: int) -> str:
+        """How many of them are needed."""
+        ...
+
+
 @dataclass
 class Writer:
     """Emits statements in order; each field becomes a variable.
@@ -56,13 +85,8 @@ class Writer:
         mode: "pair"; "first" where an example meets itself at equal positions, which finds its variances; "self" where
             it meets itself at different ones.
         guarded: whether variances may be zero.
-        load: how to get a field that is not computed here (a slid one, a stored one, a total).
+        access: where what it reads lies.
         lanes: examples of x2 in a vector.
-        side: (side, slot number, which of its numbers) -> an expression.
-        address: in mode "first": (slot number, which of its numbers) -> its place in B.
-        row: (side, slot number, table) -> where its coefficients start, in C or H.
-        terms: (slot number, table) -> how many there are.
-        count: (side, slot number, table) -> how many of them are needed.
     """
 
     layout: Layout
@@ -70,12 +94,7 @@ class Writer:
     lanes: int
     mode: str
     guarded: bool
-    load: Callable[[int], str]
-    side: Callable[[str, int, str], str]
-    address: Callable[[int, str], str]
-    row: Callable[[str, int, int], str]
-    terms: Callable[[int, int], str]
-    count: Callable[[str, int, int], str]
+    access: Access
     constants: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
@@ -107,7 +126,7 @@ class Writer:
     def of(self, index: int) -> str:
         """The variable of a field."""
         if index not in self.names:
-            self.names[index] = self.define(f"v{len(self.names)}", self.load(index))
+            self.names[index] = self.define(f"v{len(self.names)}", self.access.load(self, index))
         return self.names[index]
 
     def write(self, index: int) -> None:
@@ -128,7 +147,7 @@ class Writer:
             case Dual(place, Formula(steps)):
                 value = self.formula(place, steps)
             case Dual(place, Series() as rule):
-                value = self.series(place, rule)
+                value = series(self, place, rule)
             case One():
                 value = self.constant(1.0)
         self.names[index] = self.define(f"v{len(self.names)}", value)
@@ -156,12 +175,12 @@ class Writer:
         for number in self.layout.slots[slot].numbers:
             if not number.startswith(TABLED):
                 name = self._number(number, c, local)
-                self.lines.append(f"store(B, {self.address(slot, number)}, {name})")
+                self.lines.append(f"store(B, {self.access.address(slot, number)}, {name})")
                 names["a" + number] = names["b" + number] = name
         for table in self.layout.slots[slot].means:
             number = mean_of(table)
             self._look_up(slot, table)
-            names["a" + number] = self.define(f"{number}_{local}", f"load(B, {self.address(slot, number)})")
+            names["a" + number] = self.define(f"{number}_{local}", f"load(B, {self.access.address(slot, number)})")
             names["b" + number] = names["a" + number]
 
     def _look_up(self, slot: int, table: int) -> None:
@@ -169,11 +188,11 @@ class Writer:
         known = tables(self.layout.program)
         start = sum(t.size for t in known[:table])
         rows = table in self.layout.slots[slot].series
-        place = self.row("b", slot, table) if rows else "0"
-        places = (self.address(slot, number) for number in ("variance", mean_of(table)))
+        place = self.access.row("b", slot, table) if rows else "0"
+        places = (self.access.address(slot, number) for number in ("variance", mean_of(table)))
         self.lines.append(
             f"look_up(B, {', '.join(places)}, M, {start}, {known[table].columns}, H, {place}, "
-            f"{self.terms(slot, table) if rows else '0'}, W, {self.lanes}, {AIM[self.dtype]}, "
+            f"{self.access.terms(slot, table) if rows else '0'}, W, {self.lanes}, {AIM[self.dtype]}, "
             f"{known[table].first}, {known[table].step})"
         )
         if rows:
@@ -213,7 +232,7 @@ class Writer:
                 for quantity in quantities:
                     slot = self.slot(quantity, True)
                     assert slot is not None
-                    other = self.side(side, slot, "value")
+                    other = self.access.side(side, slot, "value")
                     value = other if value is None else f"({value} * {other})"
             scale = None if factor == 1.0 and value is not None else self.constant(factor)
             if not total:
@@ -235,10 +254,10 @@ class Writer:
                     continue
                 for side in "ab":
                     key = f"{side}{number}"
-                    names[key] = self.define(f"{key}_{names['id']}", self.side(side, slot, number))
+                    names[key] = self.define(f"{key}_{names['id']}", self.access.side(side, slot, number))
         return self.shared[place]
 
-    def _correlation(self, place: int) -> str:
+    def correlation(self, place: int) -> str:
         """ρ, which rounding may have taken a little beyond ±1."""
         names = self.roots(place)
         if "rho" not in names:
@@ -252,7 +271,7 @@ class Writer:
         if "m" in names:
             return names
         local, one = names["id"], self.constant(1.0)
-        m = self._correlation(place)
+        m = self.correlation(place)
         if place not in self.layout.nonnegative:
             m = self.define(f"size_{local}", f"absolute({m})")
         names["m"] = self.define(f"m_{local}", f"where_less({m}, {one}, {m}, {one})")
@@ -399,82 +418,3 @@ class Writer:
         square = self.define(f"e{len(self.lines)}", f"{ratio} * {ratio}")
         angle = self.define(f"e{len(self.lines)}", f"{ratio} * {self.horner(arctangent(self.dtype), square)}")
         return f"copysign(where_less({x}, {size}, {self.constant(math.pi / 2)} - {angle}, {angle}), {y})"
-
-    def series(self, place: int, rule: Series) -> str:
-        """A polynomial of ρ; the mean where u and v are equal."""
-        names, known = self.roots(place), tables(self.layout.program)
-        mean = "a" + mean_of(known.index(rule.mean))
-        if self.mode == "first":
-            return names[mean]
-        total, slope = self._sums(place, rule)
-        first, step = rule.f.first, rule.f.step
-        value = f"{self.of(place)} * {total}" if rule.integrated else self._combined(first + 1, total, step, slope)
-        if first:
-            value = f"{names['clamped']} * ({value})"
-        if rule.origins:
-            left, right = (mean_of(known.index(table)) for table in rule.origins)
-            value = f"{value} + {names['a' + left]} * {names['b' + right]}"
-        value = self.define(f"e{len(self.lines)}", value)
-        equal = f"where_equal({names['ainverse']}, {names['binverse']}, {names[mean]}, {value})"
-        return f"where_less({names['rho']}, {self.constant(1.0)}, {value}, {equal})"
-
-    def _combined(self, m: int, x: str, n: int, y: str) -> str:
-        left = x if m == 1 else f"{self.constant(float(m))} * {x}"
-        return f"{left} + {y}" if n == 1 else f"fma({self.constant(float(n))}, {y}, {left})"
-
-    def _sums(self, place: int, rule: Series) -> tuple[str, str]:
-        """Q(x) = Σ_j t_j t'_j x^j and x Q'(x), where x is ρ or ρ²; the latter is "" if nothing needs it.
-
-        Terms of even and of odd j are two polynomials of x², whose sums do not wait for each other.
-        """
-        names, known = self.roots(place), tables(self.layout.program)
-        f, g = known.index(rule.f), known.index(rule.g)
-        key, slot = f"sums {f} {g}", self.slot(place, False)
-        if key in names:
-            return names[key], names[f"slope of {key}"]
-        assert slot is not None
-        (x, square), local, sloped = self._powers(place, rule.f.step), len(self.lines), self._needs_slope(place, rule)
-        for kind in "qd" if sloped else "q":
-            for parity in (0, 1):
-                self.define(f"{kind}{parity}_{local}", self.constant(0.0))
-        left, right = (self.define(f"h{side}{local}", self.row(side, slot, t)) for side, t in (("a", f), ("b", g)))
-        if f == g:
-            both = f"{self.count('a', slot, f)} + {self.count('b', slot, g)}"
-            count = self.define(f"k{local}", f"int({both} + {2 * GROUP - 1}) // {2 * GROUP} * {GROUP}")
-        else:
-            count = self.define(f"k{local}", f"min({self.terms(slot, f)}, {self.terms(slot, g)})")
-        self.lines.append(f"for k in range({count} - {GROUP}, -1, -{GROUP}):")
-        for term in sorted(range(GROUP), key=lambda term: (-(term // 2), term)):
-            q, d = f"q{term % 2}_{local}", f"d{term % 2}_{local}"
-            lanes = f"load(C, {left} + (k + {term}) * {self.lanes})"
-            here = f"spread(C, {left} + k + {term})" if self.mode == "pair" else lanes
-            if sloped:
-                self.lines.append(f"    {d} = fma({d}, {square}, {q})")
-            self.lines.append(f"    {q} = fma({q}, {square}, {here} * load(H, {right} + (k + {term}) * {self.lanes}))")
-        names[key] = self.define(f"q_{local}", f"fma({x}, q1_{local}, q0_{local})")
-        names[f"slope of {key}"] = ""
-        if sloped:
-            inner = f"fma({x}, d1_{local}, d0_{local})"
-            value = f"fma({self.constant(2.0)} * {square}, {inner}, {x} * q1_{local})"
-            names[f"slope of {key}"] = self.define(f"d_{local}", value)
-        return names[key], names[f"slope of {key}"]
-
-    def _needs_slope(self, place: int, rule: Series) -> bool:
-        statements = (self.layout.program.statements[i] for i in self.layout.fields)
-        rules = [s.rule for s in statements if isinstance(s, Dual) and s.field == place]
-        return any(isinstance(r, Series) and not r.integrated and (r.f, r.g) == (rule.f, rule.g) for r in rules)
-
-    def _powers(self, place: int, step: int) -> tuple[str, str]:
-        """x = ρ or ρ², and x², for ρ held within ±1."""
-        names, one, minus = self.roots(place), self.constant(1.0), self.constant(-1.0)
-        local, rho = names["id"], self._correlation(place)
-        if "clamped" not in names:
-            names["clamped"] = self.define(f"r_{local}", f"where_less({rho}, {one}, {rho}, {one})")
-            self.define(names["clamped"], f"where_less({minus}, {names['clamped']}, {names['clamped']}, {minus})")
-        if f"power{step}" not in names:
-            x = names["clamped"]
-            names[f"power{step}"] = x if step == 1 else self.define(f"x2_{local}", f"{x} * {x}")
-        x = names[f"power{step}"]
-        if f"square{step}" not in names:
-            names[f"square{step}"] = self.define(f"square{step}_{local}", f"{x} * {x}")
-        return x, names[f"square{step}"]

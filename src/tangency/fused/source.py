@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from .layout import Layout
-from .pointwise import Writer
+from .pointwise import Access, Writer
 from .program import Inner, Total
 
 TOGETHER = 4
@@ -134,10 +134,8 @@ class Source:
         found = (i for i in self.layout.fields if isinstance(self.layout.program.statements[i], Total))
         return {index: place for place, index in enumerate(found)}
 
-    def writer(self, load, side, address, row, terms, count) -> Writer:
-        return Writer(
-            self.layout, self.dtype, self.lanes, self.mode, self.guarded, load, side, address, row, terms, count
-        )
+    def writer(self, access: Access) -> Writer:
+        return Writer(self.layout, self.dtype, self.lanes, self.mode, self.guarded, access)
 
 
 def prologue(writer: Writer, lines: list[str] | None = None) -> list[str]:
