@@ -53,13 +53,13 @@ class Row:
 
 
 ROWS = {
-    "conv 21, average": Row(21, "average", 8, 1, 4),
+    "conv 21, average": Row(21, "average", 16, 1, 4),
     "conv 5, average": Row(5, "average", 16, 1, 4),
     "conv 21, flatten": Row(21, "flatten", 128, 16, 16),
     "conv 5, flatten": Row(5, "flatten", 256, 16, 16),
-    "conv 5, average, GELU": Row(5, "average", 8, 1, 4, activation="gelu", w_std=1.5),
-    "conv 5, average, tanh": Row(5, "average", 8, 0, 2, activation="tanh", w_std=1.2),
-    "Myrtle-5": Row(4, "average", 8, 1, 4, pooled=(1, 2, 3)),
+    "conv 5, average, GELU": Row(5, "average", 16, 1, 4, activation="gelu", w_std=1.5),
+    "conv 5, average, tanh": Row(5, "average", 16, 0, 2, activation="tanh", w_std=1.2),
+    "Myrtle-5": Row(4, "average", 16, 1, 4, pooled=(1, 2, 3)),
     "dense ReLU": Row(3, "dense", DENSE_N, 1000, 1000),
     "dense GELU": Row(3, "dense", DENSE_N, 1000, 1000, activation="gelu"),
     "dense tanh": Row(3, "dense", DENSE_N, 1000, 500, activation="tanh", w_std=1.0),

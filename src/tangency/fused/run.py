@@ -33,7 +33,10 @@ _SIDE = 2**26
 _COEFFICIENTS = 2**28
 """Bytes that their coefficients of series may take."""
 
-DENSE_ROWS = 1024
+DENSE_ROWS = 512
+MIRRORED = 64
+"""Rows of the squares on the diagonal that are mirrored as a whole."""
+
 DENSE_BLOCK = 16384
 ROWS_AT_ONCE = 64
 
@@ -377,8 +380,7 @@ class FusedKernel:
             found = out[:, :, : right.count - skip]
             result[:, start:stop, skip:] = found
             if diagonal:
-                square = found[:, :, start - skip : stop - skip]
-                result[:, start:stop, start:stop] = np.triu(square) + np.swapaxes(np.triu(square, 1), 1, 2)
+                mirror(result[:, start:stop, start:stop], MIRRORED, inside=True)
                 result[:, stop:, start:stop] = np.swapaxes(found[:, :, stop - skip :], 1, 2)
 
     def _plane_tile(

@@ -160,7 +160,7 @@ class LimitKernel(Kernel):
         with jax.ensure_compile_time_eval(), jax.enable_x64(double or _x64_enabled()):
             found = self._estimated(kind, first, second, None)
             _check_result(found.value, 1 if kind == "both" else 0)
-        return found
+        return Estimate(found.value, np.array(found.standard_error))
 
     def contributions(self, x1: Inputs, x2: Inputs | None = None) -> dict[str, np.ndarray]:
         """Θ split by the parameters that train, `{name: [n, m]}`; the parts sum to `kernel(x1, x2)`.
@@ -264,7 +264,8 @@ class LimitKernel(Kernel):
         rule = self._rule()
         if rule is None:
             value = self._replicate(kind, x1, x2, progress, only, 0)
-            return Estimate(value, np.zeros_like(value))
+            # Zeros that take no memory: few callers want the error of what is exact.
+            return Estimate(value, np.broadcast_to(np.zeros((), value.dtype), value.shape))
         found = (self._replicate(kind, x1, x2, progress, only, k) for k in range(rule.replicates))
         return averaged(found)
 
