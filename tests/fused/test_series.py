@@ -170,7 +170,7 @@ def test_coefficients_that_are_looked_up():
     number = terms(rule.f, rule.g, (1e-3, 1.0), "float64")
     assert number % GROUP == 0
     found, numbers = np.zeros(number * lanes), np.concatenate([variances, np.zeros(3 * lanes)])
-    place = 0, lanes, rule.f.rows.reshape(-1), 0, rule.f.columns
+    place = 0, lanes, rule.f.packed, 0, rule.f.padded
     look_up(numbers, *place, found, 0, number, np.empty(NODES + CHUNK), lanes, AIM["float64"], 1, 2)
     h = found.reshape(number, lanes)
     exact = rule.f.at(variances[[0, 1, 3]])

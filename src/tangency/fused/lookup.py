@@ -1,8 +1,8 @@
 """Looking up Hermite coefficients in tables over the variance: compiled functions that generated programs call.
 
-A table's rows: first the values at variance 0, then for each panel of the logarithm of the variance the Chebyshev
-coefficients of every column. Its first column is a mean, E[f(u) g(u)]; the others, if any, are Hermite coefficients
-h_k / √(k + 1).
+A table's columns: first a mean, E[f(u) g(u)]; then, if any, Hermite coefficients h_k / √(k + 1). They lie in chunks of
+CHUNK columns: first the values at variance 0, then for each panel of the logarithm of the variance, chunk by chunk, the
+Chebyshev coefficients, those of one polynomial in a row.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 
 import numba
+
+from .simd import fma, vectors
 
 DECADES = (-10, 4)
 """Powers of ten between which variances are tabulated."""
@@ -23,7 +25,9 @@ GROUP = 4
 """Terms that are summed side by side: their number is a multiple."""
 
 CHUNK = 8
-"""Coefficients that are looked up at once."""
+"""Columns that are looked up at once, side by side in memory."""
+
+load, store, spread = vectors(CHUNK)
 
 _SMALL = 1e-3
 """Coefficients below it, in units of what may be left out, are zero: products of such would be subnormal numbers, with
@@ -33,6 +37,15 @@ which a processor takes a hundred times as long.
 _ROUNDING = 1e-12
 _LOWEST = DECADES[0] * math.log(10.0)
 _WIDTH = math.log(10.0) / PANELS_PER_DECADE
+
+
+@numba.njit(error_model="numpy")
+def chunk_of(W, count, M, start):
+    """Σ_d W[d] M[start + CHUNK · d + c] for all c of a chunk, behind the NODES numbers of W."""
+    total = spread(W, 0) * load(M, start)
+    for d in range(1, count):
+        total = fma(spread(W, d), load(M, start + CHUNK * d), total)
+    store(W, NODES, total)
 
 
 @numba.njit(error_model="numpy")
@@ -53,13 +66,13 @@ def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes, aim
             x = min(max((math.log(variance) - _LOWEST) / _WIDTH, 0.0), PANELS - 1e-12)
             panel = int(x)
             t = 2.0 * (x - panel) - 1.0
-            W[1] = t
-            for d in range(2, NODES):
-                W[d] = 2.0 * t * W[d - 1] - W[d - 2]
+            before, here = 1.0, t
+            for d in range(1, NODES):
+                W[d] = here
+                before, here = here, 2.0 * t * here - before
             first, count = start + (1 + panel * NODES) * columns, NODES
-        mean = 0.0
-        for d in range(count):
-            mean += W[d] * M[first + d * columns]
+        chunk_of(W, count, M, first)
+        mean = W[NODES]
         B[target + lane] = mean
         if terms == 0:
             continue
@@ -67,16 +80,12 @@ def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes, aim
         small = (_SMALL * aim) ** 2 * mean
         known = min(terms, columns - 1)
         while k < min(known, (needed + terms + 1) // 2):
-            end = min(k + CHUNK, known)
-            energy = 0.0
-            for c in range(CHUNK):
-                W[NODES + c] = 0.0
-            for d in range(count):
-                row = first + d * columns + 1 + k
-                for c in range(end - k):
-                    W[NODES + c] += W[d] * M[row + c]
+            begin = (k + 1) % CHUNK
+            if begin == 0:
+                chunk_of(W, count, M, first + (k + 1) * count)
+            energy, end = 0.0, min(k + CHUNK - begin, known)
             for c in range(end - k):
-                value = W[NODES + c]
+                value = W[NODES + begin + c]
                 energy += (1 + first_power + step * (k + c)) * value * value
                 H[place + (k + c) * lanes + lane] = value if value * value > small else 0.0
             rest -= energy

@@ -191,7 +191,7 @@ class Writer:
         place = self.access.row("b", slot, table) if rows else "0"
         places = (self.access.address(slot, number) for number in ("variance", mean_of(table)))
         self.lines.append(
-            f"look_up(B, {', '.join(places)}, M, {start}, {known[table].columns}, H, {place}, "
+            f"look_up(B, {', '.join(places)}, M, {start}, {known[table].padded}, H, {place}, "
             f"{self.access.terms(slot, table) if rows else '0'}, W, {self.lanes}, {AIM[self.dtype]}, "
             f"{known[table].first}, {known[table].step})"
         )

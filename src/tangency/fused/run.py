@@ -82,7 +82,7 @@ class FusedKernel:
 
     @cached_property
     def _table_rows(self) -> np.ndarray:
-        return np.concatenate([table.rows.reshape(-1) for table in tables(self.program)])
+        return np.concatenate([table.packed for table in tables(self.program)])
 
     @property
     def work(self) -> float:

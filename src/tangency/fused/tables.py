@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.polynomial.chebyshev import chebpts1, chebvander
 
-from .lookup import DECADES, GROUP, NODES, PANELS, PANELS_PER_DECADE
+from .lookup import CHUNK, DECADES, GROUP, NODES, PANELS, PANELS_PER_DECADE
 
 ACCURACY = 1e-13
 """Error of a table, in units of the root of its mean square."""
@@ -53,8 +53,20 @@ class Table:
     evaluate: Callable[[np.ndarray], Evaluated]
 
     @property
+    def padded(self) -> int:
+        """How many columns fill whole chunks."""
+        return self.columns + -self.columns % CHUNK
+
+    @property
     def size(self) -> int:
-        return (1 + PANELS * NODES) * self.columns
+        return (1 + PANELS * NODES) * self.padded
+
+    @property
+    def packed(self) -> np.ndarray:
+        """All numbers in the order in which they are looked up (see `lookup`)."""
+        rows = np.pad(self.rows, ((0, 0), (0, self.padded - self.columns)))
+        panels = rows[1:].reshape(PANELS, NODES, -1, CHUNK).swapaxes(1, 2)
+        return np.append(rows[0], panels)
 
     @property
     def rows(self) -> np.ndarray:
