@@ -28,6 +28,9 @@ COLUMNS = ("row", "pairs", "first s", "ms/entry", "XLA ms/entry", "XLA ÷ fused"
 OPTIONAL = ("over_product", ".2f"), ("over_relu", ".1f"), ("differs", ".0e")
 """Numbers that not every row has, and how they are written."""
 
+PATIENCE = 300.0
+"""Seconds that a peer may take for a row."""
+
 PEER = "peer ms/entry", "peer ÷ fused", "peer differs"
 
 
@@ -126,10 +129,6 @@ def accuracy(name: str, folder: Path) -> dict[str, Any]:
             "full_days": full / 86400, "load": os.getloadavg()[0]}  # fmt: skip
 
 
-PATIENCE = 300.0
-"""Seconds that a peer may take for a row."""
-
-
 def separately(
     arguments: list[str], python: str = sys.executable, script: str = __file__, patience: float | None = None
 ) -> dict[str, Any]:
@@ -148,6 +147,7 @@ def compared(row: dict[str, Any], python: str | None) -> list[str]:
     try:
         peer = separately([row["row"]], python, str(Path(__file__).with_name("peer_kernels.py")), PATIENCE)
     except subprocess.TimeoutExpired:
+        row["peer"] = {"longer_than_s": PATIENCE}
         return [f"not in {PATIENCE:.0f} s", "", ""]
     difference = float(np.max(np.abs(np.array(peer["sample"]) / np.array(row["sample"]) - 1)))
     row |= {"peer": peer, "peer_differs": difference}

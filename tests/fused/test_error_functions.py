@@ -1,6 +1,5 @@
 """GELU, the error function and their kin in fused programs, against the XLA path, whose closed forms have oracles."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -10,8 +9,9 @@ import pytest
 from tangency import limit
 from tangency.fused import simd
 from tangency.fused.polynomials import arcsine
+from tangency.limit.duals import Activation, error_span
+from tests.fused.networks import convolutional, dense, gated
 
-WIDTH = 8
 erf = jax.scipy.special.erf
 
 
@@ -27,30 +27,9 @@ def cache(tmp_path_factory):
         yield
 
 
-def dense(*activations):
-    def make(key):
-        keys = jax.random.split(key, len(activations) + 1)
-        layers = []
-        for i, activation in enumerate(activations):
-            layers.append(eqx.nn.Linear(WIDTH if i else 5, WIDTH, use_bias=False, key=keys[i]))
-            layers.append(eqx.nn.Lambda(activation))
-        return eqx.nn.Sequential([*layers, eqx.nn.Linear(WIDTH, 1, use_bias=False, key=keys[-1])])
-
-    return make
-
-
-class Gated(eqx.Module):
-    """Two error functions of one signal, with coefficients of their own: expectations of one with the other."""
-
-    layers: list
-
-    def __init__(self, key):
-        sizes = ((5, WIDTH), (WIDTH, 1))
-        self.layers = [eqx.nn.Linear(*size, key=k) for size, k in zip(sizes, jax.random.split(key), strict=True)]
-
-    def __call__(self, x, key=None):
-        u = self.layers[0](x)
-        return self.layers[1](mixed(u) * jnp.sum(x) + jax.nn.gelu(u, approximate=False) * x[0] + 3.0 * u)
+def shifted(u):
+    """Another function of the family, of noise 1, and a linear one."""
+    return jax.nn.gelu(u, approximate=False) + 3.0 * u
 
 
 def both(make, x, y):
@@ -64,7 +43,11 @@ def examples(count, scale=1.0):
     return scale * np.random.default_rng(count).normal(size=(count, 5))
 
 
-@pytest.mark.parametrize("make", [dense(mixed, mixed), Gated], ids=["every term", "two noises"])
+@pytest.mark.parametrize(
+    "make",
+    [dense(mixed, mixed), gated(mixed, shifted), gated(mixed, lambda u: 2.0 * u)],
+    ids=["every term", "two noises", "a linear one"],
+)
 def test_every_term_of_the_family(make):
     x, y = examples(4), np.concatenate([examples(9), -examples(4), 3.0 * examples(4)])
     fused, found, expected = both(make, x, y)
@@ -104,13 +87,66 @@ def test_small_correlations_have_small_relative_errors():
     np.testing.assert_allclose(found, expected, rtol=1e-14)
 
 
+def gelu(u):
+    return jax.nn.gelu(u, approximate=False)
+
+
+@pytest.mark.parametrize(
+    ("head", "pooled"), [("flatten", False), ("average", False), ("average", True)], ids=["flatten", "average", "pools"]
+)
+def test_convolutional_networks(head, pooled):
+    make = convolutional(gelu, mixed, head, pooled)
+    shape = 2, 8 if pooled else 4, 4
+    x, y = (np.random.default_rng(count).normal(size=(count, *shape)) for count in (3, 9))
+    x[1, :, :2] = 0.0
+    fused, found, expected = both(make, x, y)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    theta = fused(y)
+    assert np.array_equal(np.diagonal(theta), fused.diagonal("ntk", y))
+    assert np.array_equal(np.diagonal(fused(y, y.copy())), fused.diagonal("ntk", y))
+
+
 def test_wider_registers_change_nothing(monkeypatch):
-    x = examples(21).astype(np.float32)
-    found = []
+    """Each lane holds an example of its own, whatever lies beside it."""
+    x = np.random.default_rng(0).normal(size=(21, 2, 4, 4)).astype(np.float32)
+    lanes, found = [], []
     for bits in (256, 512):
         monkeypatch.setattr(simd, "register_bits", lambda bits=bits: bits)
-        found.append(limit(Gated, fused=True).evaluate("both", x))
+        lanes.append(simd.vector_lanes("float32"))
+        found.append(limit(convolutional(gelu, jax.nn.relu, "average"), fused=True).evaluate("both", x))
+    assert lanes == [8, 16]
     assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize("activation", [lambda u: erf(u) + erf(2.0 * u), jnp.square], ids=["two noises", "a square"])
+def test_other_closed_forms_are_evaluated_step_by_step(activation):
+    x, y = examples(4), np.concatenate([examples(9), -examples(4), np.zeros((1, 5))])
+    _, found, expected = both(dense(activation, activation), x, y)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0.0, atol=1e-13 * np.max(np.abs(other)))
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (mixed, (0.3, 0.2, 0.5, -0.4, 2.0)),
+        (lambda u: 3.0 * u - 1.0, (-1.0, 3.0, 0.0, 0.0, None)),
+        (jax.nn.relu, None),
+        (jnp.square, None),
+        (lambda u: jnp.exp(-u * u), None),
+        (lambda u: erf(u) + erf(2.0 * u), None),
+    ],
+    ids=["family", "linear", "a kink", "a square", "a Gaussian", "two noises"],
+)
+def test_what_belongs_to_the_family(function, expected):
+    span = Activation(function).span
+    assert span is not None
+    found = error_span(span)
+    if expected is None or found is None:
+        assert found is expected
+    else:
+        assert found[:4] == pytest.approx(expected[:4], abs=1e-12)
+        assert found.noise == (None if expected[4] is None else pytest.approx(expected[4], rel=1e-12))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-7), ("float64", 2e-16)])

@@ -1,6 +1,5 @@
 """Activations without a closed form in fused programs, against the XLA path and against direct quadrature."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +10,7 @@ from tangency.fused.lookup import CHUNK, GROUP, NODES, level, look_up
 from tangency.fused.tables import AIM, OutOfRangeError, terms
 from tangency.limit.duals import Activation, dual, product_mean
 from tangency.limit.tabulate import integrated, series
-
-WIDTH = 8
+from tests.fused.networks import convolutional, dense, gated
 
 
 def gelu(u):
@@ -27,34 +25,6 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TANGENCY_CACHE_DIR", str(tmp_path_factory.mktemp("fused")))
         yield
-
-
-def dense(*activations, bias, inputs=5):
-    def make(key):
-        keys = jax.random.split(key, len(activations) + 1)
-        layers = []
-        for i, activation in enumerate(activations):
-            layers.append(eqx.nn.Linear(WIDTH if i else inputs, WIDTH, use_bias=bias, key=keys[i]))
-            layers.append(eqx.nn.Lambda(activation))
-        return eqx.nn.Sequential([*layers, eqx.nn.Linear(WIDTH, 1, use_bias=bias, key=keys[-1])])
-
-    return make
-
-
-def convolutional(first, second, head, pooled=False):
-    def make(key):
-        keys = jax.random.split(key, 3)
-        layers = [eqx.nn.Conv2d(2, WIDTH, (2, 3), padding=[(1, 0), (0, 2)], use_bias=False, key=keys[0])]
-        layers.append(eqx.nn.Lambda(first))
-        if pooled:
-            layers.append(eqx.nn.AvgPool2d((2, 1), (2, 1)))
-        layers.append(eqx.nn.Conv2d(WIDTH, WIDTH, 3, stride=(2, 1), padding=1, use_bias=False, key=keys[1]))
-        layers.append(eqx.nn.Lambda(second))
-        layers.append(eqx.nn.Lambda(jnp.ravel if head == "flatten" else lambda h: h.mean((1, 2))))
-        features = 8 * WIDTH if head == "flatten" else WIDTH
-        return eqx.nn.Sequential([*layers, eqx.nn.Linear(features, 1, use_bias=False, key=keys[2])])
-
-    return make
 
 
 def examples(count, shape, seed=0):
@@ -87,11 +57,13 @@ def test_dense_networks(name, bias):
 )
 def test_convolutional_networks(head, pooled):
     make = convolutional(jnp.tanh, jax.nn.silu, head, pooled)
-    x, y = examples(3, (2, 4, 4)), examples(5, (2, 4, 4), seed=1)
+    shape = 2, 8 if pooled else 4, 4
+    x, y = examples(3, shape), examples(5, shape, seed=1)
     x[1, :, :2] = 0.0
     fused, plain = limit(make, fused=True), limit(make, fused=False)
     expected = plain.evaluate("both", x, y)
     np.testing.assert_allclose(fused.evaluate("both", x, y), expected, rtol=1e-12)
+    assert "the whole network is fused" in str(fused)
     np.testing.assert_allclose(fused.evaluate("both", x.astype(np.float32), y.astype(np.float32)), expected, rtol=1e-4)
     theta = fused(y)
     assert np.array_equal(theta, theta.T)
@@ -111,19 +83,9 @@ def test_equal_inputs_are_equal_to_a_kink_behind_a_series():
 def test_two_functions_of_one_signal_with_coefficients_of_their_own():
     """Mixed expectations E[f(u) g(v)], where f is odd and g is neither odd nor even."""
 
-    class Gated(eqx.Module):
-        layers: list
-
-        def __init__(self, key):
-            sizes = ((5, WIDTH), (WIDTH, 1))
-            self.layers = [eqx.nn.Linear(*size, key=k) for size, k in zip(sizes, jax.random.split(key), strict=True)]
-
-        def __call__(self, x, key=None):
-            u = self.layers[0](x)
-            return self.layers[1](jnp.tanh(u) * jnp.sum(x) + jax.nn.silu(u))
-
+    make = gated(jnp.tanh, jax.nn.silu)
     x, y = examples(6, (5,)), examples(3, (5,), seed=1)
-    fused, plain = limit(Gated, fused=True), limit(Gated, fused=False)
+    fused, plain = limit(make, fused=True), limit(make, fused=False)
     found = fused.evaluate("both", x, y)
     assert "the whole network is fused" in str(fused)
     # The order of XLA's series is chosen for 1e-9, and the sum over x takes either sign, so that terms cancel.

@@ -25,35 +25,29 @@ class DenseAccess:
         inner = [i for i in layout.fields if isinstance(layout.program.statements[i], Inner)]
         return f"load(G, ({inner.index(index)} * rows + i) * columns + j)"
 
-    def _place(self, slot: int, number: str) -> int:
-        return self.source.offsets()[slot] + self.source.layout.number(slot, number)
-
     def side(self, which: str, slot: int, number: str) -> str:
         if which == "b" or self.source.mode == "first":
             return f"load(B, {self.address(slot, number)})"
-        place = self._place(slot, number)
+        place = self.source.number_place(slot, number)
         line = f"a{place} = spread(A, i * {self.source.offsets()[-1]} + {place})"
         if line not in self.same:
             self.same.append(line)
         return f"a{place}"
 
     def address(self, slot: int, number: str) -> str:
-        return f"j * {self.source.offsets()[-1]} + {self._place(slot, number) * self.source.lanes}"
-
-    def _series(self, slot: int, table: int) -> int:
-        return self.source.series_places()[slot] + 2 * self.source.layout.slots[slot].series.index(table)
+        return f"j * {self.source.offsets()[-1]} + {self.source.number_place(slot, number) * self.source.lanes}"
 
     def row(self, which: str, slot: int, table: int) -> str:
-        each, place = f"K[{self.source.series_places()[-1]}]", f"K[{self._series(slot, table)}]"
+        each, place = f"K[{self.source.series_places()[-1]}]", f"K[{self.source.series_place(slot, table)}]"
         return f"i * {each} + {place}" if which == "a" else f"j * {each} + {place} * {self.source.lanes}"
 
     def terms(self, slot: int, table: int) -> str:
-        return f"K[{self._series(slot, table) + 1}]"
+        return f"K[{self.source.series_place(slot, table) + 1}]"
 
     def count(self, which: str, slot: int, table: int) -> str:
         if which == "b":
             return f"B[{self.address(slot, terms_of(table, True))}]"
-        return f"A[i * {self.source.offsets()[-1]} + {self._place(slot, terms_of(table, False))}]"
+        return f"A[i * {self.source.offsets()[-1]} + {self.source.number_place(slot, terms_of(table, False))}]"
 
 
 def dense_body(source: Source) -> tuple[list[str], list[str], list[str]]:

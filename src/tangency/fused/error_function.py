@@ -12,7 +12,8 @@ and by Price's theorem their derivatives in c are the expectations of the slopes
     E[S′ T′] = (2/π) / √(AB Δ)
     E[(uS)′ (vT)′] = (2/π) (arcsin r + (r/√Δ) (s/A + t/B + st / (AB Δ))).
 
-No term cancels another, and nothing is singular where a variance is zero.
+Within each of these no term cancels another (sums of them may, where c < 0), and nothing is singular where a variance
+is zero.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .pointwise import Writer
 
 MEAN = math.sqrt(2.0 / math.pi)
+"""E|n| of a standard Gaussian."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _angle(writer: Writer, place: int, rule: ErrorFunctions) -> Angle:
 
 def _noise_shares(writer: Writer, a: str, b: str, s: float, t: float) -> str:
     if s == t:
-        both = f"fma({a}, {a}, {b} * {b})"
+        both = f"({a} * {a} + {b} * {b})"
         return both if s == 1.0 else f"{writer.constant(s)} * {both}"
     return f"fma({writer.constant(s)}, {a} * {a}, {writer.constant(t)} * ({b} * {b}))"
 

@@ -49,13 +49,14 @@ def chunk_of(W, count, M, start):
 
 
 @numba.njit(error_model="numpy")
-def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes, aim, first_power, step):
+def look_up(B, source, target, M, start, padded, H, place, terms, W, lanes, aim, first_power, step):
     """For `lanes` variances from B[source] on: means to B[target …], and coefficients to H[place …].
 
     With `terms`, how many terms each of them needs, and the most of these, are written behind the means. Two examples
     need half the sum of their numbers of terms: the logarithm of what is left out is convex in the number. So `terms`
     is the most that any example needs, and every other one gets coefficients for half the sum. Variances beyond the
-    table are looked up at its ends. W is scratch for NODES + CHUNK numbers.
+    table are looked up at its ends. `padded` is the number of columns with those that fill the last chunk; W is scratch
+    for NODES + CHUNK numbers. Coefficients too small to matter are written as 0 (see `_SMALL`).
     """
     most = GROUP
     for lane in range(lanes):
@@ -70,7 +71,7 @@ def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes, aim
             for d in range(1, NODES):
                 W[d] = here
                 before, here = here, 2.0 * t * here - before
-            first, count = start + (1 + panel * NODES) * columns, NODES
+            first, count = start + (1 + panel * NODES) * padded, NODES
         chunk_of(W, count, M, first)
         mean = W[NODES]
         B[target + lane] = mean
@@ -78,7 +79,7 @@ def look_up(B, source, target, M, start, columns, H, place, terms, W, lanes, aim
             continue
         rest, needed, k = mean, terms, 0
         small = (_SMALL * aim) ** 2 * mean
-        known = min(terms, columns - 1)
+        known = min(terms, padded - 1)
         while k < min(known, (needed + terms + 1) // 2):
             begin = (k + 1) % CHUNK
             if begin == 0:

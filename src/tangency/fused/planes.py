@@ -232,36 +232,31 @@ class TailAccess:
         """Whether the numbers of x1 are those of one example."""
         return self.source.mode == "pair"
 
-    def _place(self, slot: int, number: str) -> int:
-        return self.source.offsets()[slot] + self.source.layout.number(slot, number)
-
     def load(self, writer: Writer, index: int) -> str:
         return f"load(U, {self.totals[index] * self.source.lanes})"
 
     def side(self, which: str, slot: int, number: str) -> str:
         if which == "a" and self._by_example:
-            return f"spread(A, e * {self.source.offsets()[-1]} + {self._place(slot, number)})"
+            return f"spread(A, e * {self.source.offsets()[-1]} + {self.source.number_place(slot, number)})"
         return f"load({which.upper()}, {self.address(slot, number)})"
 
     def address(self, slot: int, number: str) -> str:
-        return str(self._place(slot, number) * self.source.lanes)
+        return str(self.source.number_place(slot, number) * self.source.lanes)
 
     def row(self, which: str, slot: int, table: int) -> str:
-        series = self.source.series_places()
-        place = f"K[{series[slot] + 2 * self.source.layout.slots[slot].series.index(table)}]"
+        place = f"K[{self.source.series_place(slot, table)}]"
         if which == "a" and self._by_example:
-            return f"e * K[{series[-1]}] + {place}"
+            return f"e * K[{self.source.series_places()[-1]}] + {place}"
         return f"{place} * {self.source.lanes}"
 
     def terms(self, slot: int, table: int) -> str:
-        place = self.source.series_places()[slot] + 2 * self.source.layout.slots[slot].series.index(table) + 1
-        return f"K[{place}]"
+        return f"K[{self.source.series_place(slot, table) + 1}]"
 
     def count(self, which: str, slot: int, table: int) -> str:
         scalar = which == "a" and self._by_example
         number = terms_of(table, not scalar)
         if scalar:
-            return f"A[e * {self.source.offsets()[-1]} + {self._place(slot, number)}]"
+            return f"A[e * {self.source.offsets()[-1]} + {self.source.number_place(slot, number)}]"
         return f"{which.upper()}[{self.address(slot, number)}]"
 
 

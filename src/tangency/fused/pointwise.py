@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .error_function import error_functions, noisy_inverse
+from .error_function import MEAN, error_functions, noisy_inverse
 from .layout import COUNTS, TABLED, Layout, mean_of, noise_of
 from .polynomials import absolute_series, arccosine, arctangent
 from .power_series import series
@@ -31,7 +31,6 @@ from .program import (
 )
 from .tables import AIM
 
-MEAN = math.sqrt(2.0 / math.pi)
 TINY = {"float32": 1e-30, "float64": 1e-250}
 """Variances below it are not divided by; the caller refuses them, unless they are zero."""
 
@@ -166,7 +165,7 @@ class Writer:
         return None
 
     def _find_variance(self, index: int) -> None:
-        """√a and its inverse, rounded up until (a · inverse) · inverse ≥ 1: equal inputs then have correlation 1."""
+        """The one-sided numbers of a field, which are stored for the pairs."""
         slot = self.slot(index, False)
         if slot is None or index in self.shared:
             return
@@ -215,6 +214,7 @@ class Writer:
         return self.constant(1.0 + (2.0**-23 if self.dtype == "float32" else 2.0**-52))
 
     def _inverse(self, c: str, local: int) -> str:
+        """1/√c, rounded up until (c · inverse) · inverse ≥ 1: equal inputs then have correlation 1."""
         one, zero, tiny = self.constant(1.0), self.constant(0.0), self.constant(TINY[self.dtype])
         safe = f"sqrt(where_less({c}, {tiny}, {one}, {c}))"
         inverse = self.define(f"inverse{local}", f"where_less({c}, {tiny}, {zero}, {one} / {safe})")

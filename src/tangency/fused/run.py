@@ -34,6 +34,9 @@ _COEFFICIENTS = 2**28
 """Bytes that their coefficients of series may take."""
 
 DENSE_ROWS = 512
+"""Rows of a dense matrix whose products are taken at once: much less, and the product is slow; more, and they leave the
+cache."""
+
 MIRRORED = 64
 """Rows of the squares on the diagonal that are mirrored as a whole."""
 

@@ -105,6 +105,14 @@ class Source:
             places.append(places[-1] + 2 * len(slot.series))
         return places
 
+    def number_place(self, slot: int, number: str) -> int:
+        """Where the numbers of this name start among the one-sided quantities of an example."""
+        return self.offsets()[slot] + self.layout.number(slot, number)
+
+    def series_place(self, slot: int, table: int) -> int:
+        """Where a series' two entries in K start."""
+        return self.series_places()[slot] + 2 * self.layout.slots[slot].series.index(table)
+
     @property
     def series(self) -> str:
         """The further arguments of programs with series: coefficients of both sides, tables, scratch, their number."""

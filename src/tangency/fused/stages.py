@@ -1,7 +1,8 @@
 """The function of one stage of a network with positions: windows slide over planes, then position by position.
 
-Its arguments, after the arrays: where its numbers start; the buffers it reads and writes; where its slots, its inputs
-and its stored fields start on both sides; rows and columns of the plane, and of those that it slides over.
+Its arguments, after the arrays: where its numbers start; the buffers it reads and writes; where its slots start on both
+sides and, of those with series, their entries in K and their first positions; where its inputs start on both sides, and
+its stored fields; rows and columns of the plane, and rows of those that it slides over.
 """
 
 from __future__ import annotations
@@ -62,14 +63,14 @@ class StageAccess:
         if index in self.stage.body:
             match statement:
                 case Slide():
-                    _place(self.reads, statement.field)
+                    _noted(self.reads, statement.field)
                     return self.slid[index]
                 case Inner():
                     return self._inner(writer, index, statement)
                 case Pool():
-                    k = _place(self.stored, index)
+                    k = _noted(self.stored, index)
                     return f"load(S, {self._of_row(f'st{k}', f's0 + st{k} + i * w * {lanes}')} + pl)"
-        return f"load(S, {self.row_of(f'in{_place(self.reads, index)}')} + pl)"
+        return f"load(S, {self.row_of(f'in{_noted(self.reads, index)}')} + pl)"
 
     def row_of(self, buffer: str) -> str:
         """Where the row starts in a buffer."""
@@ -84,7 +85,7 @@ class StageAccess:
     def _inner(self, writer: Writer, index: int, statement: Inner) -> str:
         source = self.source
         columns, width = source.layout.grid(index)[1], source.layout.program.widths[statement.left]
-        k, lanes, on_lanes = _place(self.inputs, index), source.lanes, self._on_lanes("a")
+        k, lanes, on_lanes = _noted(self.inputs, index), source.lanes, self._on_lanes("a")
         name = f"inner{k}"
         x = self._of_row(f"x{k}", f"{'' if on_lanes else _example(source.inputs()[-1])}x{k} + i * {columns * width}")
         y = self._of_row(f"y{k}", f"y{k} + i * {columns * width}")
@@ -104,7 +105,7 @@ class StageAccess:
 
     def start_of(self, which: str, slot: int) -> str:
         """Where the numbers of the row's first position start."""
-        k, own = _place(self.slots, slot), self.source.layout.slots[slot]
+        k, own = _noted(self.slots, slot), self.source.layout.slots[slot]
         place = f"{which}{k} + i * {own.grid[1] * own.count}"
         value = f"({place}) * {self.source.lanes}"
         return self._of_row(
@@ -125,7 +126,7 @@ class StageAccess:
         return self._place_of("b", slot, number)
 
     def row(self, which: str, slot: int, table: int) -> str:
-        k, own, lanes = _place(self.slots, slot), self.source.layout.slots[slot], self.source.lanes
+        k, own, lanes = _noted(self.slots, slot), self.source.layout.slots[slot], self.source.lanes
         step = self.terms(slot, table)
         place = f"K[k{k} + {2 * own.series.index(table)}] + (r{which}{k} + i * {own.grid[1]}) * {step}"
         on_lanes = self._on_lanes(which)
@@ -134,7 +135,7 @@ class StageAccess:
         return f"{name} + p * {step}" + (f" * {lanes}" if on_lanes else "")
 
     def terms(self, slot: int, table: int) -> str:
-        k, series = _place(self.slots, slot), self.source.layout.slots[slot].series
+        k, series = _noted(self.slots, slot), self.source.layout.slots[slot].series
         return self._of_row(f"t{k}_{table}", f"K[k{k} + {2 * series.index(table) + 1}]")
 
     def count(self, which: str, slot: int, table: int) -> str:
@@ -152,7 +153,7 @@ class StageAccess:
         return found + [f"st{k}" for k in range(len(self.stored))] + ["h", "w", "hs"]
 
 
-def _place(items: list[int], item: int) -> int:
+def _noted(items: list[int], item: int) -> int:
     """The place of an item, which is added if it is new."""
     if item not in items:
         items.append(item)
@@ -165,6 +166,7 @@ def _example(size: str | int) -> str:
 
 
 def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[int, int]) -> StageFunction:
+    """Writes a stage's function, which stages of one text share; `totals` are the places of sums over positions."""
     access = StageAccess(source, stage)
     writer = source.writer(access)
     windows = _slides(access)
@@ -244,7 +246,7 @@ def _slides(access: StageAccess) -> Windows:
         statement = layout.program.statements[index]
         assert isinstance(statement, Slide)
         rows, columns = axis_windows(statement.windows)
-        base = f"in{_place(access.reads, statement.field)}"
+        base = f"in{_noted(access.reads, statement.field)}"
         for tap in range(rows.size):
             shift = tap * rows.dilation - rows.low
             place = scaled("i", rows.stride)

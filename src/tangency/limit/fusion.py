@@ -120,12 +120,15 @@ def _piecewise(activation: Activation) -> PiecewiseLinear | None:
 def _error_functions(left: Elementwise, right: Elementwise) -> tuple[ErrorFunction, ErrorFunction] | None:
     """Both functions where they are of this family, and not both linear."""
     spans = [analysed(function).span for function in (left, right)]
-    found = [error_span(span) for span in spans if span is not None]
-    noise = max((each.noise for each in found if each is not None and each.noise), default=None)
-    if noise is None or len(found) < 2 or None in found:
+    first, second = (None if span is None else error_span(span) for span in spans)
+    if first is None or second is None:
         return None
-    first, second = (ErrorFunction(*each[:4], each.noise or noise) for each in found if each is not None)
-    return first, second
+    # A linear function goes with the noise of the other.
+    noise = first.noise if second.noise is None else second.noise
+    if noise is None:
+        return None
+    f, g = (ErrorFunction(**each._asdict() | {"noise": each.noise or noise}) for each in (first, second))
+    return f, g
 
 
 @lru_cache(maxsize=256)
