@@ -129,15 +129,14 @@ def _angle(writer: Writer, place: int, rule: ErrorFunctions) -> Angle:
     y = share(f"where_less({gap}, {least}, {least}, {gap})")
     delta = share(f"{y} * ({writer.constant(2.0)} - {y})")
     inverse, root = share(f"{one} / {delta}"), share(f"sqrt({delta})")
-    noise = inverse if s * t == 1.0 else share(f"{writer.constant(s * t)} * {inverse}")
+    noise = share(f"{writer.constant(s * t)} * {inverse}")
     over = share(f"{root} * {inverse}")
     return Angle(a, b, product, r, shares, noise, over, root, _arcsine(writer, r, size, y))
 
 
 def _noise_shares(writer: Writer, a: str, b: str, s: float, t: float) -> str:
     if s == t:
-        both = f"({a} * {a} + {b} * {b})"
-        return both if s == 1.0 else f"{writer.constant(s)} * {both}"
+        return f"{writer.constant(s)} * ({a} * {a} + {b} * {b})"
     return f"fma({writer.constant(s)}, {a} * {a}, {writer.constant(t)} * ({b} * {b}))"
 
 

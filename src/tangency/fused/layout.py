@@ -170,7 +170,8 @@ def terms_of(table: int, most: bool) -> str:
     return f"{'most' if most else 'terms'}{table}"
 
 
-def _numbers_of(table: int, series: bool) -> tuple[str, ...]:
+def _tabled(table: int, series: bool) -> tuple[str, ...]:
+    """The names of what a slot keeps of a table."""
     return (mean_of(table), terms_of(table, False), terms_of(table, True)) if series else (mean_of(table),)
 
 
@@ -195,6 +196,7 @@ def noisy(noise: int) -> str:
 
 
 def noise_of(number: str) -> int:
+    """The noise in such a name."""
     return int(number.removeprefix("noisy"))
 
 
@@ -267,7 +269,7 @@ def _slots(program: Program, wanted: tuple[int, ...]) -> list[Slot]:
     slots = []
     for i in sorted(numbers):
         rows, mean = (tuple(sorted(used.get(i, ()))) for used in (series, means))
-        names = (*sorted(numbers[i]), *(name for table in mean for name in _numbers_of(table, table in rows)))
+        names = (*sorted(numbers[i]), *(name for table in mean for name in _tabled(table, table in rows)))
         slots.append(Slot(i, grid(spaces[i]), names, series=rows, means=mean))
     used = {q for i in wanted for part in _parts(program, i) for q in (*part[1], *part[2])}
     for quantity in sorted(used):
