@@ -63,9 +63,10 @@ def test_little_memory_changes_nothing(outputs, parameters, x):
     assert "9 × 9 examples and 6 of" in str(whole) and "9 × 9 examples and 6 of" not in str(tight)
 
 
-def test_gradients_formed_a_few_entries_at_a_time(parameters, x, monkeypatch):
+@pytest.mark.parametrize(("limit", "numbers"), [("CACHED", 9 * 6 * 18 * 2), ("LONGEST", 6 * 18 * 2)])
+def test_gradients_formed_a_few_entries_at_a_time(limit, numbers, parameters, x, monkeypatch):
     expected = ntk(convolutional, parameters, x, x)
-    monkeypatch.setattr(contraction, "CACHED", 9 * 6 * 18 * 2)
+    monkeypatch.setattr(contraction, limit, numbers)
     kernel = tg.empirical(convolutional, parameters, outputs="full")
     close(kernel(x), expected)
     assert "gradients from signals" in str(kernel)

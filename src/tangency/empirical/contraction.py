@@ -131,6 +131,9 @@ def _against(part: Part, other: Part) -> Any:
 CACHED = 2**22
 """Numbers of whole gradients that are formed and contracted at a time: what a processor keeps at hand."""
 
+LONGEST = 2**17
+"""Of these, those of one example: XLA for the CPU copies both factors of a product, badly where they are long."""
+
 
 def by_gradients(left: Sequence[Part], right: Sequence[Part], pairing: Pairing, shape: tuple[int, int]) -> Any:
     """Σ_p D[n, o, p] D'[m, o', p] of whole gradients D, of which only some entries j are formed at a time.
@@ -150,7 +153,8 @@ def by_gradients(left: Sequence[Part], right: Sequence[Part], pairing: Pairing, 
         return products(0, None)
     sides = left if same else (*left, *right)
     numbers = sum(part.cotangent.size // (part.steps * shape[1]) for part in sides) * shape[0]
-    width = max(1, CACHED // numbers)
+    longest = left[0].cotangent[0].size // (left[0].steps * shape[1]) * shape[0]
+    width = max(1, min(CACHED // numbers, LONGEST // longest))
     if width >= shape[1]:
         return products(0, None)
     count, rest = divmod(shape[1], width)

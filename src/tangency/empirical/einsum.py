@@ -43,9 +43,11 @@ def _grouped(array: Any, letters: str, batch: list[str], free: list[str], summed
         array = array.sum([letters.index(a) for a in missing])
         letters = "".join(a for a in letters if a not in missing)
         lies = [a for a in lies if a not in missing]
-    sizes = dict(zip(letters, array.shape, strict=True))
+    letters = "".join(a for a, n in zip(letters, array.shape, strict=True) if n > 1)
+    array = array.reshape([n for n in array.shape if n > 1])
+    sizes = dict.fromkeys([*batch, *free, *summed], 1) | dict(zip(letters, array.shape, strict=True))
     last = [a for a in [*batch, *summed, *free] if sizes[a] > 1] != lies
     order = [*batch, *free, *summed] if last else [*batch, *summed, *free]
     groups = [free, summed] if last else [summed, free]
     shape = [prod(sizes[a] for a in group) for group in ([batch] if batch else []) + groups]
-    return jnp.transpose(array, [letters.index(a) for a in order]).reshape(shape), last
+    return jnp.transpose(array, [letters.index(a) for a in order if a in letters]).reshape(shape), last
