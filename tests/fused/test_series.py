@@ -100,12 +100,6 @@ def test_variances_beyond_the_tables_are_left_to_xla():
         np.testing.assert_array_equal(*(limit(make, fused=f)(scale * x) for f in (True, False)))
 
 
-def test_kinks_are_left_to_xla():
-    kernel = limit(dense(jax.nn.elu, bias=False), fused=True, input_shape=(5,))
-    assert "evaluated by XLA: no fused form for the activation" in str(kernel)
-    assert "kink" in str(kernel)
-
-
 @pytest.mark.parametrize("name", SMOOTH)
 def test_tables_between_their_nodes(name):
     f = Activation(SMOOTH[name])
@@ -133,7 +127,7 @@ def test_coefficients_that_are_looked_up():
     assert number % GROUP == 0
     found, numbers = np.zeros(number * lanes), np.concatenate([variances, np.zeros(3 * lanes)])
     place = 0, lanes, rule.f.packed, 0, rule.f.padded
-    look_up(numbers, *place, found, 0, number, np.empty(NODES + CHUNK), lanes, AIM["float64"], 1, 2)
+    look_up(numbers, *place, found, 0, number, np.empty(NODES + CHUNK), lanes, AIM["float64"], False, 1, 2)
     h = found.reshape(number, lanes)
     exact = rule.f.at(variances[[0, 1, 3]])
     np.testing.assert_allclose(numbers[[4, 5, 7]], exact[:, 0], rtol=1e-13)
@@ -142,6 +136,11 @@ def test_coefficients_that_are_looked_up():
     assert counts[1] > counts[0] > counts[3] and set(numbers[12:]) == {counts.max()}
     half = int(counts[0] + counts[1]) // 2
     np.testing.assert_allclose(h[:half, [0, 1]].T, exact[:2, 1 : 1 + half], rtol=1e-6, atol=1e-16)
+    every = np.zeros_like(found)
+    look_up(numbers, *place, every, 0, number, np.empty(NODES + CHUNK), lanes, AIM["float64"], True, 1, 2)
+    assert set(numbers[8:12]) == {number}
+    assert np.array_equal(every.reshape(number, lanes)[:half, :2], h[:half, :2])
+    assert np.count_nonzero(every) > np.count_nonzero(found)
     rho = 0.97
     total = sum((2 * k + 2) * h[k, 0] * h[k, 1] * rho ** (2 * k + 1) for k in range(half))
     with jax.enable_x64(True):

@@ -1,5 +1,8 @@
 """Limit graphs as generated, compiled programs that fill a tile of the Gram matrix on the CPU."""
 
+from .kinks import COLUMNS as COLUMNS
+from .kinks import TAILS as TAILS
+from .kinks import decay as decay
 from .lower import lower as lower
 from .pointwise import OPERATIONS as OPERATIONS
 from .program import ErrorFunction as ErrorFunction

@@ -49,14 +49,15 @@ def chunk_of(W, count, M, start):
 
 
 @numba.njit(error_model="numpy")
-def look_up(B, source, target, M, start, padded, H, place, terms, W, lanes, aim, first_power, step):
+def look_up(B, source, target, M, start, padded, H, place, terms, W, lanes, aim, whole, first_power, step):
     """For `lanes` variances from B[source] on: means to B[target …], and coefficients to H[place …].
 
     With `terms`, how many terms each of them needs, and the most of these, are written behind the means. Two examples
     need half the sum of their numbers of terms: the logarithm of what is left out is convex in the number. So `terms`
     is the most that any example needs, and every other one gets coefficients for half the sum. Variances beyond the
     table are looked up at its ends. `padded` is the number of columns with those that fill the last chunk; W is scratch
-    for NODES + CHUNK numbers. Coefficients too small to matter are written as 0 (see `_SMALL`).
+    for NODES + CHUNK numbers. With `whole`, every example gets all. Coefficients too small to matter are written as 0
+    (see `_SMALL`).
     """
     most = GROUP
     for lane in range(lanes):
@@ -91,7 +92,7 @@ def look_up(B, source, target, M, start, padded, H, place, terms, W, lanes, aim,
                 H[place + (k + c) * lanes + lane] = value if value * value > small else 0.0
             rest -= energy
             k = end
-            if needed == terms and energy <= 0.1 * aim * mean and rest <= max(aim, _ROUNDING) * mean:
+            if not whole and needed == terms and energy <= 0.1 * aim * mean and rest <= max(aim, _ROUNDING) * mean:
                 needed = min(k, terms)
         for column in range(k, terms):
             H[place + column * lanes + lane] = 0.0

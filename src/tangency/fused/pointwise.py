@@ -122,6 +122,12 @@ class Writer:
             total = f"fma({total}, {x}, {self.constant(coefficient)})"
         return total
 
+    def coefficient(self, side: str, row: str, column: str | int) -> str:
+        """A coefficient that has been looked up, of the row that starts there."""
+        if side == "a" and self.mode == "pair":
+            return f"spread(C, {row} + {column})"
+        return f"load({'C' if side == 'a' else 'H'}, {row} + ({column}) * {self.lanes})"
+
     def of(self, index: int) -> str:
         """The variable of a field."""
         if index not in self.names:
@@ -192,7 +198,7 @@ class Writer:
         self.lines.append(
             f"look_up(B, {', '.join(places)}, M, {start}, {known[table].padded}, H, {place}, "
             f"{self.access.terms(slot, table) if rows else '0'}, W, {self.lanes}, {AIM[self.dtype]}, "
-            f"{known[table].first}, {known[table].step})"
+            f"{known[table].kinked}, {known[table].first}, {known[table].step})"
         )
         if rows:
             self.looked_up.append((slot, table))

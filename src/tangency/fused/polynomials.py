@@ -23,30 +23,30 @@ ARCTANGENT_DEGREES = {"float32": 9, "float64": 20}
 @lru_cache
 def arccosine(dtype: str) -> tuple[float, ...]:
     """Coefficients of P, lowest first, to the precision of the type."""
-    return _fit(lambda y: 2 * np.arcsin(np.sqrt(y / 2)) / np.sqrt(y) / _PI, DEGREES[dtype])
+    return fit(lambda y: 2 * np.arcsin(np.sqrt(y / 2)) / np.sqrt(y) / _PI, DEGREES[dtype])
 
 
 @lru_cache
 def absolute_series(dtype: str) -> tuple[float, ...]:
     """Coefficients of R, lowest first, to the precision of the type."""
     series = np.polynomial.Polynomial([c / (k + 1.5) for k, c in enumerate(arccosine("float64"))])
-    return _fit(series, ABSOLUTE_DEGREES[dtype])
+    return fit(series, ABSOLUTE_DEGREES[dtype])
 
 
 @lru_cache
 def arcsine(dtype: str) -> tuple[float, ...]:
     """Coefficients of Q, lowest first: arcsin w = w + w z Q(z) with z = w² ≤ 1/4."""
-    scaled = _fit(lambda x: (np.arcsin(np.sqrt(x / 4)) / np.sqrt(x / 4) - 1) / (x / 4), ARCSINE_DEGREES[dtype])
+    scaled = fit(lambda x: (np.arcsin(np.sqrt(x / 4)) / np.sqrt(x / 4) - 1) / (x / 4), ARCSINE_DEGREES[dtype])
     return tuple(c * 4.0**k for k, c in enumerate(scaled))
 
 
 @lru_cache
 def arctangent(dtype: str) -> tuple[float, ...]:
     """Coefficients of arctan(√z) / √z in z, 0 ≤ z ≤ 1, lowest first."""
-    return _fit(lambda z: np.arctan(np.sqrt(z)) / np.sqrt(z), ARCTANGENT_DEGREES[dtype])
+    return fit(lambda z: np.arctan(np.sqrt(z)) / np.sqrt(z), ARCTANGENT_DEGREES[dtype])
 
 
-def _fit(function: Callable[[np.ndarray], np.ndarray], degree: int) -> tuple[float, ...]:
+def fit(function: Callable[[np.ndarray], np.ndarray], degree: int) -> tuple[float, ...]:
     """A polynomial on [0, 1] by interpolation at Chebyshev nodes."""
     count = 4 * degree
     nodes = np.cos((np.arange(count, dtype=np.longdouble) + 0.5) * (np.longdouble(np.pi) / count))

@@ -1,12 +1,14 @@
-"""Expectations of smooth activations at one position of one pair, as lines of code: polynomials of the correlation.
+"""Expectations without a closed form at one position of one pair, as lines of code: polynomials of the correlation.
 
-E[f(u) g(v)] = Σ_k h_k(a) h'_k(b) ρ^k, with coefficients that are looked up for each example (see `tables`).
+E[f(u) g(v)] = Σ_k h_k(a) h'_k(b) ρ^k, with coefficients that are looked up for each example (see `tables`, and `kinks`
+for functions with a kink at 0).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .kinks import TAILS, beyond
 from .layout import mean_of
 from .lookup import GROUP
 from .program import Dual, Series, tables
@@ -52,23 +54,27 @@ def _sums(writer: Writer, place: int, rule: Series) -> tuple[str, str]:
     assert slot is not None
     x, square = _powers(writer, place, rule.f.step)
     access, local, sloped = writer.access, len(writer.lines), _needs_slope(writer, place, rule)
+    left, right = (writer.define(f"h{side}{local}", access.row(side, slot, t)) for side, t in (("a", f), ("b", g)))
+    starts: dict[str, str] = {}
+    if rule.kinked:
+        starts, loops = beyond(writer, place, (left, right), x, sloped), TAILS[writer.dtype].loops
+    elif f == g:
+        both = f"{access.count('a', slot, f)} + {access.count('b', slot, g)}"
+        loops = ((0, writer.define(f"k{local}", f"int({both} + {2 * GROUP - 1}) // {2 * GROUP} * {GROUP}")),)
+    else:
+        loops = ((0, writer.define(f"k{local}", f"min({access.terms(slot, f)}, {access.terms(slot, g)})")),)
     for kind in "qd" if sloped else "q":
         for parity in (0, 1):
-            writer.define(f"{kind}{parity}_{local}", writer.constant(0.0))
-    left, right = (writer.define(f"h{side}{local}", access.row(side, slot, t)) for side, t in (("a", f), ("b", g)))
-    if f == g:
-        both = f"{access.count('a', slot, f)} + {access.count('b', slot, g)}"
-        count = writer.define(f"k{local}", f"int({both} + {2 * GROUP - 1}) // {2 * GROUP} * {GROUP}")
-    else:
-        count = writer.define(f"k{local}", f"min({access.terms(slot, f)}, {access.terms(slot, g)})")
-    writer.lines.append(f"for k in range({count} - {GROUP}, -1, -{GROUP}):")
-    for term in sorted(range(GROUP), key=lambda term: (-(term // 2), term)):
-        q, d = f"q{term % 2}_{local}", f"d{term % 2}_{local}"
-        lanes = f"load(C, {left} + (k + {term}) * {writer.lanes})"
-        here = f"spread(C, {left} + k + {term})" if writer.mode == "pair" else lanes
-        if sloped:
-            writer.lines.append(f"    {d} = fma({d}, {square}, {q})")
-        writer.lines.append(f"    {q} = fma({q}, {square}, {here} * load(H, {right} + (k + {term}) * {writer.lanes}))")
+            start = starts.get(f"{kind}{parity}") or writer.constant(0.0)
+            writer.define(f"{kind}{parity}_{local}", start)
+    for first, end in loops:
+        writer.lines.append(f"for k in range({end} - {GROUP}, {first - 1}, -{GROUP}):")
+        for term in sorted(range(GROUP), key=lambda term: (-(term // 2), term)):
+            q, d = f"q{term % 2}_{local}", f"d{term % 2}_{local}"
+            here = f"{writer.coefficient('a', left, f'k + {term}')} * {writer.coefficient('b', right, f'k + {term}')}"
+            if sloped:
+                writer.lines.append(f"    {d} = fma({d}, {square}, {q})")
+            writer.lines.append(f"    {q} = fma({q}, {square}, {here})")
     names[key] = writer.define(f"q_{local}", f"fma({x}, q1_{local}, q0_{local})")
     names[f"slope of {key}"] = ""
     if sloped:

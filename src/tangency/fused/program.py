@@ -98,6 +98,11 @@ class Series:
     integrated: bool = False
     origins: tuple[Table, Table] | None = None
 
+    @property
+    def kinked(self) -> bool:
+        """Whether both functions have a kink at 0."""
+        return self.f.kinked and self.g.kinked
+
 
 Rule: TypeAlias = Piecewise | ErrorFunctions | Formula | Series
 

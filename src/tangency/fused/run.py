@@ -14,6 +14,7 @@ import numpy as np
 from ..types import Kind
 from .compile import compiled
 from .dense import dense_text, inner_fields
+from .kinks import TAILS
 from .layout import arrange
 from .lookup import CHUNK, NODES
 from .planes import pairs_within, plane_text
@@ -199,7 +200,11 @@ class FusedKernel:
         form, dtype, known = self._form(kind), x1.arrays[0].dtype.name, tables(self.program)
         statements = [self.program.statements[i] for i in (self._nngp if form == "nngp" else self._both).fields]
         rules = {(s.field, s.rule) for s in statements if isinstance(s, Dual) and isinstance(s.rule, Series)}
-        needed = {(field, known.index(table)): GROUP for field, rule in rules for table in (rule.f, rule.g)}
+        needed = {
+            (field, known.index(table)): TAILS[dtype].columns if table.kinked else GROUP
+            for field, rule in rules
+            for table in (rule.f, rule.g)
+        }
         counts: dict[tuple[int, int], int] = {}
         with ThreadPoolExecutor(self._workers()) as pool:
             while any(number > counts.get(key, 0) for key, number in needed.items()):

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.polynomial.chebyshev import chebpts1, chebvander
 
+from .kinks import TAILS
 from .lookup import CHUNK, DECADES, GROUP, NODES, PANELS, PANELS_PER_DECADE
 
 ACCURACY = 1e-13
@@ -34,8 +35,26 @@ class OutOfRangeError(Exception):
     """Variances for which the fused arithmetic is not accurate enough; the XLA path must serve."""
 
 
-Evaluated: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Columns at variances, [PANELS, NODES, columns], and at variance 0; the size of the mean, [PANELS, NODES]."""
+LEFT_OUT = {"float32": 3e-6, "float64": 1e-12}
+"""What may be wrong with the further terms of functions with a kink (see `kinks`), in units of √(E f² E g²)."""
+
+
+class Evaluated(NamedTuple):
+    """What a table is made from.
+
+    Attributes:
+        columns: at variances, [PANELS, NODES, columns].
+        zero: at variance 0, [columns].
+        size: of the mean, [PANELS, NODES].
+        noise: how much more each column but the mean suffers from errors than a coefficient; None for coefficients.
+        left_out: for functions with a kink, by precision, what is wrong with the further terms, [PANELS, NODES].
+    """
+
+    columns: np.ndarray
+    zero: np.ndarray
+    size: np.ndarray
+    noise: np.ndarray | None = None
+    left_out: dict[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +64,14 @@ class Table:
     Attributes:
         columns: how many numbers that are.
         evaluate: finds them at many variances, when they are first needed.
+        kinked: whether the coefficients are those of a function with a kink at 0, laid out as `kinks` says.
     """
 
     first: int
     step: int
     columns: int
     evaluate: Callable[[np.ndarray], Evaluated]
+    kinked: bool = False
 
     @property
     def padded(self) -> int:
@@ -78,25 +99,32 @@ class Table:
         """The variances between which the table is; (∞, 0) if it is nowhere."""
         return self._fitted[1]
 
+    def left_out(self, low: float, high: float, dtype: str) -> float:
+        """The most that is wrong with the further terms between two variances."""
+        panels = [int(np.clip((np.log10(x) - DECADES[0]) * PANELS_PER_DECADE, 0, PANELS - 1)) for x in (low, high)]
+        return float(np.max(self._fitted[2][dtype][panels[0] : panels[1] + 1]))
+
     @cached_property
-    def _fitted(self) -> tuple[np.ndarray, tuple[float, float]]:
+    def _fitted(self) -> tuple[np.ndarray, tuple[float, float], dict[str, np.ndarray]]:
         x = np.arange(PANELS)[:, None] + 0.5 * (chebpts1(NODES) + 1.0)
-        values, zero, size = self.evaluate(10.0 ** (DECADES[0] + x / PANELS_PER_DECADE))
+        values, zero, size, noise, left_out = self.evaluate(10.0 ** (DECADES[0] + x / PANELS_PER_DECADE))
+        noise = np.ones(self.columns - 1) if noise is None else noise
         transform = (2.0 / NODES) * chebvander(chebpts1(NODES), NODES - 1).T
         transform[0] /= 2.0
         with np.errstate(all="ignore"):
             fitted = np.einsum("dn,pnk->pdk", transform, values)
             scale = np.max(size, axis=1)[:, None, None] ** np.array([1.0] + [0.5] * (self.columns - 1))
+            scale = scale * np.append(1.0, noise)
             error = np.max(np.abs(fitted[:, -2:]) / scale, axis=(1, 2))
         good = np.isfinite(error) & (error <= ACCURACY)
         middle = -DECADES[0] * PANELS_PER_DECADE
         rows = np.concatenate([zero[None], np.where(good[:, None, None], fitted, 0.0).reshape(-1, self.columns)])
         if not (good[middle - 1] and good[middle]):
-            return rows, (np.inf, 0.0)
+            return rows, (np.inf, 0.0), left_out or {}
         bad = np.flatnonzero(~good)
         low, high = max(bad[bad < middle], default=-1) + 1, min(bad[bad > middle], default=PANELS)
         start, end = (10.0 ** (DECADES[0] + int(panel) / PANELS_PER_DECADE) for panel in (low, high))
-        return rows, (start, end)
+        return rows, (start, end), left_out or {}
 
     def at(self, variances: np.ndarray) -> np.ndarray:
         """The mean and the coefficients, [n, columns], at positive variances of the table."""
@@ -132,6 +160,10 @@ def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int
     low, high = variances
     if low < max(f.accurate[0], g.accurate[0]) or high > min(f.accurate[1], g.accurate[1]):
         raise OutOfRangeError
+    if f.kinked and g.kinked:
+        if max(table.left_out(low, high, dtype) for table in (f, g)) > LEFT_OUT[dtype]:
+            raise OutOfRangeError
+        return TAILS[dtype].columns
     chosen = np.geomspace(low, high, _EXTREMES)
     left, right = f.tails(chosen), g.tails(chosen)
     count = min(len(left), len(right))

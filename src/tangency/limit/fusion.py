@@ -91,7 +91,7 @@ def _rule(left: Elementwise, right: Elementwise, slopes: bool) -> Rule:
     series, which is one and the same for both.
 
     Raises:
-        NotFusedError: both functions have kinks, and no closed form.
+        NotFusedError: both functions have kinks elsewhere than at 0, and no closed form.
     """
     errors = _error_functions(left, right)
     if errors is not None:
@@ -103,10 +103,12 @@ def _rule(left: Elementwise, right: Elementwise, slopes: bool) -> Rule:
     closed = f.span is not None and g.span is not None and is_closed(f.span, g.span)
     rule = _formula(f, g) if closed else None
     if rule is None:
-        smooth = not (slopes or f.breakpoints or g.breakpoints)
-        rule = integrated(f, g, analysed(left.derivative), analysed(right.derivative)) if smooth else series(f, g)
+        whole = not slopes and f.is_continuous and g.is_continuous
+        rule = integrated(f, g, analysed(left.derivative), analysed(right.derivative)) if whole else series(f, g)
     if rule is None:
-        raise NotFusedError(f"the activation {f.label}: it has a kink, and no closed form that a program can hold")
+        raise NotFusedError(
+            f"the activation {f.label}: it has a kink elsewhere than at 0, and no closed form that a program can hold"
+        )
     return rule
 
 

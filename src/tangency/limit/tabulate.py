@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..fused import Evaluated, Series, Table
+from ..fused import COLUMNS, TAILS, Evaluated, Series, Table, decay
 from .duals import Activation, product_mean
 from .duals import coefficients as hermite
 
@@ -21,8 +21,13 @@ Powers = tuple[int, int]
 
 def series(f: Activation, g: Activation) -> Series | None:
     """E[f(u) g(v)] as a polynomial of the correlation; None where a series converges too slowly, or has parameters."""
-    if f.zero_value is None or g.zero_value is None or (f.breakpoints and g.breakpoints):
+    if f.zero_value is None or g.zero_value is None:
         return None
+    if f.breakpoints and g.breakpoints:
+        if any(f.breakpoints) or any(g.breakpoints):
+            return None
+        left, right = _kinked(f), _kinked(g)
+        return Series(left, right, left if f is g else _mean(f, g))
     powers = _powers(f)
     if powers != _powers(g):
         powers = 0, 1
@@ -31,11 +36,11 @@ def series(f: Activation, g: Activation) -> Series | None:
 
 
 def integrated(f: Activation, g: Activation, f_slope: Activation, g_slope: Activation) -> Series | None:
-    """E[f(u) g(v)] of smooth functions by the polynomial of their slopes', so that one evaluation serves both."""
+    """E[f(u) g(v)] of continuous functions by the polynomial of their slopes', so that one evaluation serves both."""
     slopes = series(f_slope, g_slope)
     if slopes is None or f.zero_value is None or g.zero_value is None:
         return None
-    odd = (1, 2) in (_powers(f), _powers(g))
+    odd = not slopes.kinked and (1, 2) in (_powers(f), _powers(g))
     return Series(slopes.f, slopes.g, _mean(f, g), True, None if odd else (_origin(f), _origin(g)))
 
 
@@ -54,6 +59,11 @@ def _powers(f: Activation) -> Powers:
 def _table(f: Activation, powers: Powers) -> Table:
     first, step = powers
     return Table(first, step, 1 + len(range(first, ORDER, step)), partial(_coefficients, f, powers))
+
+
+@lru_cache(maxsize=64)
+def _kinked(f: Activation) -> Table:
+    return Table(0, 1, 1 + COLUMNS, partial(_kinked_coefficients, f), kinked=True)
 
 
 @lru_cache(maxsize=64)
@@ -79,7 +89,41 @@ def _coefficients(f: Activation, powers: Powers, variances: np.ndarray) -> Evalu
     zero[0] = origin**2
     if powers[0] == 0:
         zero[1] = origin
-    return values, zero, values[..., 0]
+    return Evaluated(values, zero, values[..., 0])
+
+
+def _kinked_coefficients(f: Activation, variances: np.ndarray) -> Evaluated:
+    """E f(u)², and what `kinks` says of h_k / √(k + 1)."""
+    k = np.arange(ORDER)
+
+    def columns(a: jax.Array) -> jax.Array:
+        return jnp.append(product_mean(f, f, a), hermite(f.numerical, a, (), ORDER, 0)[0] / np.sqrt(k + 1.0))
+
+    values = _each(columns, variances)
+    mean, found = values[..., 0], values[..., 1:]
+    signed = found * np.where(k // 2 % 2, -1.0, 1.0)
+    alphas, noise, left_out = {}, {}, {}
+    for dtype, tail in TAILS.items():
+        parts, energy, rest = [], 0.0, 0.0
+        for parity in (0, 1):
+            chosen = k[tail.terms + parity :: 2]
+            # Squares of differences in h_k, not in h_k / √(k + 1).
+            size, basis = np.sqrt(chosen + 1.0), decay(tail, parity, chosen)
+            solve = np.linalg.pinv(basis * size[:, None]) * size
+            here = signed[..., chosen]
+            parts.append(here @ solve.T)
+            noise.setdefault(dtype, []).extend(np.maximum(1.0, np.linalg.norm(solve, axis=1)))
+            energy = energy + np.sum((here * size) ** 2, axis=-1)
+            rest = rest + np.sum(((parts[-1] @ basis.T - here) * size) ** 2, axis=-1)
+        alphas[dtype] = np.concatenate(parts, axis=-1)
+        left_out[dtype] = (2.0 * np.sqrt(energy * rest) + rest) / mean
+    single, double = TAILS["float32"], TAILS["float64"]
+    middle = found[..., single.terms : double.terms]
+    numbers = [mean[..., None], found[..., : single.terms], alphas["float32"], middle, alphas["float64"]]
+    amplified = [np.ones(single.terms), noise["float32"], np.ones(middle.shape[-1]), noise["float64"]]
+    zero = np.zeros(1 + COLUMNS)
+    zero[:2] = _at_zero(f) ** 2, _at_zero(f)
+    return Evaluated(np.concatenate(numbers, axis=-1), zero, mean, np.concatenate(amplified), left_out)
 
 
 def _means(f: Activation, g: Activation, variances: np.ndarray) -> Evaluated:
@@ -90,7 +134,7 @@ def _means(f: Activation, g: Activation, variances: np.ndarray) -> Evaluated:
 
     values = _each(moments, variances)
     zero = np.array([_at_zero(f) * _at_zero(g)])
-    return values[..., :1], zero, np.sqrt(values[..., 1] * values[..., 2])
+    return Evaluated(values[..., :1], zero, np.sqrt(values[..., 1] * values[..., 2]))
 
 
 def _expectation(f: Activation, variances: np.ndarray) -> Evaluated:
@@ -100,7 +144,7 @@ def _expectation(f: Activation, variances: np.ndarray) -> Evaluated:
         return jnp.stack([hermite(f.numerical, a, (), ORDER, 0)[0, 0], jnp.sqrt(product_mean(f, f, a))])
 
     values = _each(moments, variances)
-    return values[..., :1], np.array([_at_zero(f)]), values[..., 1]
+    return Evaluated(values[..., :1], np.array([_at_zero(f)]), values[..., 1])
 
 
 def _each(function, variances: np.ndarray) -> np.ndarray:

@@ -76,6 +76,12 @@ class Activation:
                 f"Activation {self.label} is not finite at u = {where:.4g}: use a function that is finite everywhere."
             )
 
+    @property
+    def is_continuous(self) -> bool:
+        """Whether it is known to jump nowhere."""
+        jumps = self.numerical.singular.coefficients
+        return not self.breakpoints if jumps is None else not np.any(jumps[:, 0])
+
     @functools.cached_property
     def derivative(self) -> "Activation":
         """The derivative by JAX's AD: that of sign is 0, that of ReLU a step, as in the model's own gradients."""

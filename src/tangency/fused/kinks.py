@@ -1,0 +1,167 @@
+"""Functions with a kink or a jump at 0: what follows the first Hermite coefficients, as lines of code.
+
+Coefficients of a smooth function fall faster than any power of k, those of a kink as powers of it: for even and for odd
+k apart, (−1)^⌊k/2⌋ t_k = Σ_i α_i g_i(k) with g_i(k) = (k + 1)^(−q) (K / (k + 1))^i, q = 7/4 for even and 5/4 for odd k
+(those of |u| and of sign u, divided by √(k + 1); Abramowitz & Stegun, "Handbook of Mathematical Functions" (1964),
+22.5 and 6.1.47). A few α, found by least squares from K on, then stand for all further terms of the polynomial in ρ:
+
+    Σ_{k ≥ K} t_k t'_k ρ^k = ρ^K Σ_j w_j τ_j(ρ²),   w_j = Σ_{i+l=j} α_i α'_l,
+    τ_j(z) = Σ_n z^n K^j / (K + 1 + 2n)^(2q + j)
+
+for the even ones, and with K + 1 for K for the odd ones. τ_j, where Horner's rule starts, is a smooth function of
+t = √(1 − z) that varies where t is about 1/√K: a polynomial in t / (t + BEND). Its derivative needs no other function:
+2n = (K + 1 + 2n) − (K + 1), so that 2z τ'_j = K τ_{j−1} − (K + 1) τ_j.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .lookup import GROUP
+from .polynomials import fit
+
+if TYPE_CHECKING:
+    from .pointwise import Writer
+
+EXPONENTS = 1.75, 1.25
+"""q for even and for odd k."""
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Where the coefficients stop and how many α stand for the others, in one precision.
+
+    Attributes:
+        terms: K.
+        order: how many α the even, and how many the odd coefficients have.
+        loops: the columns of the coefficients, last ones first.
+        column: that of the first α; those for odd coefficients follow.
+        degree: of the polynomial for τ_{−1}; each further one has one less, because its share is smaller.
+    """
+
+    terms: int
+    order: int
+    loops: tuple[tuple[int, int], ...]
+    column: int
+    degree: int
+
+    @property
+    def columns(self) -> int:
+        """How many columns are looked up."""
+        end = self.column + 2 * self.order
+        return end + -end % GROUP
+
+
+TAILS = {
+    "float32": Tail(16, 4, ((0, 16),), 16, 8),
+    "float64": Tail(96, 7, ((24, 104), (0, 16)), 104, 21),
+}
+"""A table has all columns of float32 first."""
+
+BEND = 0.5
+
+_SMALLEST = 0.01
+"""The least ρ² that is divided by."""
+
+COLUMNS = TAILS["float64"].column + 2 * TAILS["float64"].order
+
+
+def decay(tail: Tail, parity: int, k: np.ndarray) -> np.ndarray:
+    """g_i(k), [k, order]."""
+    ratio = tail.terms / (k + 1.0)
+    return ((k + 1.0) ** -EXPONENTS[parity])[:, None] * ratio[:, None] ** np.arange(tail.order)
+
+
+@lru_cache
+def polynomial(tail: Tail, parity: int, j: int) -> tuple[float, ...]:
+    """τ_j as a polynomial in (1 + BEND) t / (t + BEND), coefficients lowest first."""
+    function = _integral(tail.terms + parity, 2.0 * EXPONENTS[parity] + j, float(tail.terms) ** j)
+    return fit(lambda v: function(BEND * v / (1.0 + BEND - v)), tail.degree - 1 - j)
+
+
+def _integral(start: int, power: float, factor: float) -> Callable[[np.ndarray], np.ndarray]:
+    """factor · Σ_n z^n / (start + 1 + 2n)^power by Euler's integral for the powers."""
+    nodes, weight = np.polynomial.legendre.leggauss(16)
+    edges = np.geomspace(1e-30, 50.0 / start, 200)
+    x = (edges[:-1, None] + np.diff(edges)[:, None] * (nodes + 1.0) / 2.0).ravel()
+    measure = (np.diff(edges)[:, None] * weight / 2.0).ravel()
+    measure = factor / math.gamma(power) * measure * x ** (power - 1.0) * np.exp(-(start + 1.0) * x)
+
+    def value(t: np.ndarray) -> np.ndarray:
+        below = -np.expm1(-2.0 * x) + np.square(t.astype(np.float64))[:, None] * np.exp(-2.0 * x)
+        return ((1.0 / below) @ measure).astype(np.longdouble)
+
+    return value
+
+
+def beyond(writer: Writer, place: int, rows: tuple[str, str], rho: str, sloped: bool) -> dict[str, str]:
+    """What Horner's rule starts with: "q0" and "q1" for even and odd terms; with `sloped`, also "d0" and "d1", their
+    derivatives in ρ². `rows` are where the coefficients of both sides start.
+    """
+    tail, names = TAILS[writer.dtype], writer.roots(place)
+    if "bent" not in names:
+        _distance(writer, names, rho)
+    found: dict[str, str] = {}
+    for parity in (0, 1):
+        local = len(writer.lines)
+        first = tail.column + parity * tail.order
+        left, right = (
+            [
+                writer.define(f"alpha{side}{i}_{local}", writer.coefficient(side, row, first + i))
+                for i in range(tail.order)
+            ]
+            for side, row in zip("ab", rows, strict=True)
+        )
+        products = []
+        for j in range(2 * tail.order - 1):
+            (x, y), *others = [(left[i], right[j - i]) for i in range(tail.order) if 0 <= j - i < tail.order]
+            total = f"{x} * {y}"
+            for x, y in others:
+                total = f"fma({x}, {y}, {total})"
+            products.append(writer.define(f"product{j}_{local}", total))
+        value = writer.define(f"tail_{local}", _sum(writer, place, parity, products, 0))
+        found[f"q{parity}"] = value
+        if sloped:
+            before = f"{writer.constant(float(tail.terms))} * ({_sum(writer, place, parity, products, -1)})"
+            start = writer.constant(-1.0 - parity - tail.terms)
+            found[f"d{parity}"] = f"{names['half inverse']} * fma({start}, {value}, {before})"
+    return found
+
+
+def _distance(writer: Writer, names: dict[str, str], rho: str) -> None:
+    """(1 + BEND) t / (t + BEND) and 1/(2ρ²), by one division. Where ρ is small, ρ^K is as good as zero, whatever it is
+    multiplied by.
+    """
+    one, least, local = writer.constant(1.0), writer.constant(_SMALLEST), names["id"]
+    t = writer.define(f"t_{local}_tail", f"sqrt(({one} - {rho}) * ({one} + {rho}))")
+    square = writer.define(f"z_{local}", f"{rho} * {rho}")
+    writer.define(square, f"where_less({square}, {least}, {least}, {square})")
+    below = writer.define(f"below_{local}", f"{t} + {writer.constant(BEND)}")
+    over = writer.define(f"over_{local}", f"{one} / ({square} * {below})")
+    names["bent"] = writer.define(f"bent_{local}", f"({writer.constant(1.0 + BEND)} * {t}) * ({square} * {over})")
+    names["half inverse"] = writer.define(f"half_{local}", f"({writer.constant(0.5)} * {below}) * {over}")
+
+
+def _sum(writer: Writer, place: int, parity: int, products: list[str], first: int) -> str:
+    """Σ_j w_j τ_{j + first}."""
+    total = ""
+    for j, product in enumerate(products, first):
+        tau = _tau(writer, place, parity, j)
+        total = f"fma({product}, {tau}, {total})" if total else f"{product} * {tau}"
+    return total
+
+
+def _tau(writer: Writer, place: int, parity: int, j: int) -> str:
+    """The variable of τ_j, which all sums of a field share."""
+    names = writer.roots(place)
+    key = f"tau{parity}_{j + 1}"
+    if key not in names:
+        value = writer.horner(polynomial(TAILS[writer.dtype], parity, j), names["bent"])
+        names[key] = writer.define(f"{key}_{names['id']}", value)
+    return names[key]

@@ -1,0 +1,155 @@
+"""Activations with a kink at 0 and no closed form in fused programs, against direct quadrature and the XLA path."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tangency import limit
+from tangency.fused.kinks import BEND, EXPONENTS, TAILS, polynomial
+from tangency.fused.tables import OutOfRangeError, terms
+from tangency.limit.duals import Activation
+from tangency.limit.tabulate import integrated, series
+from tests.fused.networks import convolutional, dense, gated
+from tests.oracles import gaussian
+
+
+def bump(u):
+    """It jumps at 0."""
+    return jnp.where(u > 0, jnp.exp(-jnp.abs(u)), 0.5 * u)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANGENCY_CACHE_DIR", str(tmp_path_factory.mktemp("fused")))
+        yield
+
+
+def examples(count, shape, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, *shape))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("function", [jax.nn.elu, jax.nn.selu, bump], ids=["elu", "selu", "bump"])
+def test_expectations_against_quadrature(function, dtype):
+    """One hidden layer of two inputs: every pair of variances and correlations."""
+    angles, sizes = np.array([0.0, 1e-3, 0.05, 0.4, 1.2, 2.1, 3.1, np.pi]), np.array([0.02, 1.0, 4.0])
+    unit = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    x = np.array([[1.0, 0.0]]) * np.sqrt(sizes)[:, None]
+    y = (unit[:, None] * np.sqrt(sizes)[:, None]).reshape(-1, 2)
+    kernel = limit(dense(function, inputs=2), fused=True)
+    # Weights of variance 1/(3 · inputs), and 1/3 of the readout.
+    found = kernel.evaluate("both", np.sqrt(6.0).astype(dtype) * x.astype(dtype), (np.sqrt(6.0) * y).astype(dtype))
+    assert found.dtype == dtype and "the whole network is fused" in str(kernel)
+    f, slope = Activation(function), Activation(function).derivative
+    with jax.enable_x64(True):
+        value, step = (lambda u, h=h: np.asarray(h.function(jnp.asarray(u))) for h in (f, slope))
+        expected = np.empty((2, len(x), len(y)))
+        for i, a in enumerate(sizes):
+            for j, (angle, b) in enumerate((angle, b) for angle in angles for b in sizes):
+                rho = np.cos(angle)
+                k = gaussian.dual(value, value, a, b, rho, (0.0,), (0.0,)) / 3.0
+                slopes = gaussian.dual(step, step, a, b, rho, (0.0,), (0.0,)) / 3.0
+                expected[:, i, j] = k, k + rho * np.sqrt(a * b) * slopes
+    scale = np.sqrt(np.max(np.abs(expected[:, :, :3]), axis=2))[..., None]
+    # Within 1e-3 of ρ = ±1 the root of 1 − ρ² turns an error of rounding into one of its root.
+    rounding = np.where(np.abs(np.sin(angles)) < 0.01, np.sqrt(np.finfo(dtype).eps), 0.0).repeat(3)
+    allowed = {"float32": 2e-6, "float64": 3e-13}[dtype] + 0.3 * rounding
+    assert np.all(np.abs(found - expected) <= allowed * np.maximum(1.0, scale) ** 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [dense(*[jax.nn.elu] * 3, bias=True), dense(*[jax.nn.selu] * 3), dense(bump, jax.nn.celu)],
+    ids=["elu", "selu", "a jump"],
+)
+def test_dense_networks(make):
+    x, y = 0.8 * examples(19, (5,)), 0.8 * examples(9, (5,), seed=1)
+    x[4], y[3] = x[2], x[7]
+    x[6] = 0.0
+    fused, plain = limit(make, fused=True), limit(make, fused=False)
+    both = fused.evaluate("both", x)
+    assert "the whole network is fused" in str(fused)
+    expected, across = plain.evaluate("both", x), plain.evaluate("both", x, y)
+    # For equal inputs XLA's series ends at 1e-9, but not its quadrature on the diagonal.
+    expected[:, [2, 4], [4, 2]] = expected[:, [2], [2]]
+    across[:, 7, 3] = plain.diagonal("both", x)[:, 7]
+    np.testing.assert_allclose(both, expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(fused.evaluate("both", x, y), across, rtol=1e-12, atol=1e-15)
+    assert np.array_equal(both, np.swapaxes(both, 1, 2))
+    assert np.array_equal(np.diagonal(both[1]), fused.diagonal("ntk", x))
+    assert both[1, 2, 4] == both[1, 2, 2]
+    single = fused.evaluate("both", x.astype(np.float32))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, both, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("head", "pooled"), [("flatten", False), ("average", True)], ids=["flatten", "pools"])
+def test_convolutional_networks(head, pooled):
+    make = convolutional(jax.nn.selu, jax.nn.elu, head, pooled)
+    shape = 2, 8 if pooled else 4, 4
+    x, y = examples(3, shape), examples(5, shape, seed=1)
+    x[1, :, :2] = 0.0
+    fused, plain = limit(make, fused=True), limit(make, fused=False)
+    expected = plain.evaluate("both", x, y)
+    np.testing.assert_allclose(fused.evaluate("both", x, y), expected, rtol=1e-12)
+    assert "the whole network is fused" in str(fused)
+    np.testing.assert_allclose(fused.evaluate("both", x.astype(np.float32), y.astype(np.float32)), expected, rtol=1e-4)
+    theta = fused(y)
+    assert np.array_equal(theta, theta.T)
+    assert np.array_equal(np.diagonal(theta), fused.diagonal("ntk", y))
+
+
+@pytest.mark.parametrize("second", [jax.nn.relu, jnp.tanh], ids=["a closed form", "a smooth function"])
+def test_two_functions_of_one_signal(second):
+    make = gated(jax.nn.elu, second)
+    x, y = examples(6, (5,)), examples(3, (5,), seed=1)
+    fused, plain = limit(make, fused=True), limit(make, fused=False)
+    found = fused.evaluate("both", x, y)
+    assert "the whole network is fused" in str(fused)
+    np.testing.assert_allclose(found, plain.evaluate("both", x, y), rtol=1e-10)
+
+
+def test_variances_with_too_many_terms_are_left_to_xla():
+    make = dense(jax.nn.elu)
+    x = examples(3, (5,))
+    for scale in (60.0, 1e-7):
+        np.testing.assert_array_equal(*(limit(make, fused=f)(scale * x) for f in (True, False)))
+    slope = Activation(jax.nn.elu).derivative
+    rule = series(slope, slope)
+    assert rule is not None and rule.kinked
+    assert terms(rule.f, rule.g, (1e-3, 2.0), "float32") == TAILS["float32"].columns
+    assert terms(rule.f, rule.g, (1e-3, 2.0), "float64") == TAILS["float64"].columns
+    with pytest.raises(OutOfRangeError):
+        terms(rule.f, rule.g, (1e-3, 1e3), "float32")
+
+
+def test_kinks_elsewhere_are_left_to_xla():
+    kernel = limit(dense(lambda u: jnp.clip(jnp.sin(u), -0.5, 0.5)), fused=True, input_shape=(5,))
+    assert "evaluated by XLA: no fused form for the activation" in str(kernel)
+    assert "it has a kink elsewhere than at 0" in str(kernel)
+
+
+def test_only_continuous_functions_are_integrals_of_their_slopes():
+    elu, jumping = Activation(jax.nn.elu), Activation(bump)
+    assert elu.is_continuous and not jumping.is_continuous and not elu.derivative.derivative.is_continuous
+    rule = integrated(elu, elu, elu.derivative, elu.derivative)
+    assert rule is not None and rule.kinked and rule.f is series(elu.derivative, elu.derivative).f
+
+
+@pytest.mark.parametrize("dtype", TAILS)
+@pytest.mark.parametrize("parity", [0, 1])
+def test_what_further_terms_add_up_to(dtype, parity):
+    """The polynomials for τ_j, weighted by ρ^K, against the sums that they stand for."""
+    tail = TAILS[dtype]
+    n = np.arange(200_000.0)
+    for j, accuracy in ((-1, 1.0), (0, 1.0), (1, 10.0)):
+        power, first = 2.0 * EXPONENTS[parity] + j, tail.terms + parity + 1.0
+        scale = np.sum((first + 2.0 * n) ** -power)
+        for rho in (0.3, 0.8, 0.99, 0.9997):
+            t = np.sqrt((1.0 - rho) * (1.0 + rho))
+            found = np.polynomial.polynomial.polyval((1.0 + BEND) * t / (t + BEND), polynomial(tail, parity, j))
+            exact = np.sum(rho ** (2.0 * n) * (first + 2.0 * n) ** -power) * float(tail.terms) ** j
+            error = abs(found - exact) * rho**tail.terms / (scale * float(tail.terms) ** j)
+            assert error <= accuracy * {"float32": 1e-5, "float64": 1e-11}[dtype]
