@@ -21,7 +21,7 @@ class Row:
         head: "average" or "flatten" for convolutions, "dense".
         pooled: layers that a 2×2 average pool follows.
         fused, reference, peer: how many examples each path takes; all pairs of them are computed. With a reference of
-            0, XLA would need minutes for one pair and is left out.
+            0, XLA would need minutes for one pair and is left out; with a peer of 0, it has no such activation.
     """
 
     depth: int
@@ -59,8 +59,10 @@ ROWS = {
     "conv 5, flatten": Row(5, "flatten", 256, 16, 16),
     "conv 5, average, GELU": Row(5, "average", 16, 1, 4, activation="gelu", w_std=1.5),
     "conv 5, average, tanh": Row(5, "average", 16, 0, 2, activation="tanh", w_std=1.2),
+    "conv 5, average, ELU": Row(5, "average", 16, 0, 0, activation="elu"),
     "Myrtle-5": Row(4, "average", 16, 1, 4, pooled=(1, 2, 3)),
     "dense ReLU": Row(3, "dense", DENSE_N, 1000, 1000),
     "dense GELU": Row(3, "dense", DENSE_N, 1000, 1000, activation="gelu"),
     "dense tanh": Row(3, "dense", DENSE_N, 1000, 500, activation="tanh", w_std=1.0),
+    "dense ELU": Row(3, "dense", DENSE_N, 1000, 0, activation="elu"),
 }

@@ -92,7 +92,8 @@ def measured(name: str) -> dict[str, Any]:
         found["over_relu"] = run / spent(lambda: pairs(relu, row.fused), 3)
     pairs(fused, 2, double)
     found["over_single"] = spent(lambda: pairs(fused, row.fused, double), 3) / run
-    found["sample"] = pairs(fused, min(8, row.peer)).tolist()
+    if row.peer:
+        found["sample"] = pairs(fused, min(8, row.peer)).tolist()
     if row.reference:
         exact = pairs(xla, row.reference)
         found["differs"] = float(np.max(np.abs(pairs(fused, row.reference) / exact - 1)))
@@ -144,6 +145,8 @@ def compared(row: dict[str, Any], python: str | None) -> list[str]:
     """The cells of a peer, measured right after a row and added to it."""
     if not python:
         return []
+    if "sample" not in row:
+        return ["", "", ""]
     try:
         peer = separately([row["row"]], python, str(Path(__file__).with_name("peer_kernels.py")), PATIENCE)
     except subprocess.TimeoutExpired:

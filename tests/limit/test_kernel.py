@@ -189,6 +189,25 @@ def test_bad_inputs_get_one_clear_line(arguments, error, message):
     assert "\n" not in str(caught.value)
 
 
+class Mismatched(eqx.Module):
+    """Convolutions of two strides, whose outputs have different shapes."""
+
+    first: eqx.nn.Conv2d
+    second: eqx.nn.Conv2d
+
+    def __init__(self, key):
+        self.first, self.second = (eqx.nn.Conv2d(2, 4, 3, stride, key=key) for stride in (1, 2))
+
+    def __call__(self, x):
+        return self.first(x) + self.second(x)
+
+
+def test_the_models_own_error_is_the_one_reported():
+    """Not that of another attempt in another precision, which convolutions refuse before anything is added."""
+    with pytest.raises(InputError, match=r"\(2, 8, 8\): TypeError: add got incompatible shapes"):
+        limit(Mismatched, input_shape=(2, 8, 8))
+
+
 def test_overflow_is_named(rng):
     with pytest.raises(NonFiniteError, match="between rows 0 and 0 is not finite"):
         limit(mlp(lambda u: u**3, depth=6))(1e60 * rng.normal(size=(2, 4)))

@@ -128,10 +128,13 @@ def _forward_program(forward: Any, avals: list[Any], shape: tuple[int, ...], dty
     """
     try:
         return jax.make_jaxpr(forward)(avals, jax.ShapeDtypeStruct(shape, dtype))
-    except TypeError:
+    except TypeError as error:
         if dtype != jnp.float64:
             raise
-        return jax.make_jaxpr(forward)(avals, jax.ShapeDtypeStruct(shape, jnp.float32))
+        try:
+            return jax.make_jaxpr(forward)(avals, jax.ShapeDtypeStruct(shape, jnp.float32))
+        except Exception:
+            raise error from None
 
 
 def _sample(aval: Any, spread: float) -> Any:
