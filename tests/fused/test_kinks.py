@@ -61,8 +61,8 @@ def test_expectations_against_quadrature(function, dtype):
 
 @pytest.mark.parametrize(
     "make",
-    [dense(*[jax.nn.elu] * 3, bias=True), dense(*[jax.nn.selu] * 3), dense(bump, jax.nn.celu)],
-    ids=["elu", "selu", "a jump"],
+    [dense(*[jax.nn.elu] * 3, bias=True), dense(bump, jax.nn.selu)],
+    ids=["elu", "a jump"],
 )
 def test_dense_networks(make):
     x, y = 0.8 * examples(19, (5,)), 0.8 * examples(9, (5,), seed=1)
@@ -85,20 +85,15 @@ def test_dense_networks(make):
     np.testing.assert_allclose(single, both, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("head", "pooled"), [("flatten", False), ("average", True)], ids=["flatten", "pools"])
-def test_convolutional_networks(head, pooled):
-    make = convolutional(jax.nn.selu, jax.nn.elu, head, pooled)
-    shape = 2, 8 if pooled else 4, 4
-    x, y = examples(3, shape), examples(5, shape, seed=1)
-    x[1, :, :2] = 0.0
+def test_convolutional_networks():
+    """With a pool, behind which variances are found only once there are coefficients."""
+    make = convolutional(jax.nn.selu, jax.nn.elu, "average", True)
+    x, y = examples(3, (2, 8, 4)), examples(5, (2, 8, 4), seed=1)
     fused, plain = limit(make, fused=True), limit(make, fused=False)
     expected = plain.evaluate("both", x, y)
     np.testing.assert_allclose(fused.evaluate("both", x, y), expected, rtol=1e-12)
     assert "the whole network is fused" in str(fused)
     np.testing.assert_allclose(fused.evaluate("both", x.astype(np.float32), y.astype(np.float32)), expected, rtol=1e-4)
-    theta = fused(y)
-    assert np.array_equal(theta, theta.T)
-    assert np.array_equal(np.diagonal(theta), fused.diagonal("ntk", y))
 
 
 @pytest.mark.parametrize("second", [jax.nn.relu, jnp.tanh], ids=["a closed form", "a smooth function"])
@@ -126,7 +121,7 @@ def test_variances_with_too_many_terms_are_left_to_xla():
 
 
 def test_kinks_elsewhere_are_left_to_xla():
-    kernel = limit(dense(lambda u: jnp.clip(jnp.sin(u), -0.5, 0.5)), fused=True, input_shape=(5,))
+    kernel = limit(dense(jax.nn.hard_tanh), fused=True, input_shape=(5,))
     assert "evaluated by XLA: no fused form for the activation" in str(kernel)
     assert "it has a kink elsewhere than at 0" in str(kernel)
 
