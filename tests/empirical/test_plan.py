@@ -67,8 +67,11 @@ def test_little_memory_changes_nothing(outputs, parameters, x):
 def test_gradients_formed_a_few_entries_at_a_time(limit, numbers, parameters, x, monkeypatch):
     expected = ntk(convolutional, parameters, x, x)
     monkeypatch.setattr(contraction, limit, numbers)
+    formed, whole = [], contraction.whole_gradients
+    monkeypatch.setattr(contraction, "whole_gradients", lambda part, shape: formed.append(shape) or whole(part, shape))
     kernel = tg.empirical(convolutional, parameters, outputs="full")
     close(kernel(x), expected)
+    assert (18, 2) in formed
     assert "gradients from signals" in str(kernel)
 
 

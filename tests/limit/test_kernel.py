@@ -189,23 +189,43 @@ def test_bad_inputs_get_one_clear_line(arguments, error, message):
     assert "\n" not in str(caught.value)
 
 
+class Shifted(eqx.Module):
+    """A nonlinearity with a number of each example in it."""
+
+    inner: eqx.nn.Linear
+    outer: eqx.nn.Linear
+
+    def __init__(self, key):
+        first, second = jax.random.split(key)
+        self.inner, self.outer = eqx.nn.Linear(4, 8, key=first), eqx.nn.Linear(8, 1, key=second)
+
+    def __call__(self, x):
+        return self.outer(jnp.tanh(self.inner(x) + jnp.sum(x * x)))
+
+
+def test_functions_with_numbers_of_the_input_are_printed():
+    text = str(limit(Shifted, input_shape=(4,)))
+    assert "φ1(u) = tanh((u + p0)); numerical: Hermite series" in text
+
+
 class Mismatched(eqx.Module):
     """Convolutions of two strides, whose outputs have different shapes."""
 
     first: eqx.nn.Conv2d
     second: eqx.nn.Conv2d
 
-    def __init__(self, key):
-        self.first, self.second = (eqx.nn.Conv2d(2, 4, 3, stride, key=key) for stride in (1, 2))
+    def __init__(self, key, dtype):
+        self.first, self.second = (eqx.nn.Conv2d(2, 4, 3, stride, dtype=dtype, key=key) for stride in (1, 2))
 
     def __call__(self, x):
         return self.first(x) + self.second(x)
 
 
-def test_the_models_own_error_is_the_one_reported():
+@pytest.mark.parametrize("dtype", [None, jnp.float32])
+def test_the_models_own_error_is_the_one_reported(dtype):
     """Not that of another attempt in another precision, which convolutions refuse before anything is added."""
     with pytest.raises(InputError, match=r"\(2, 8, 8\): TypeError: add got incompatible shapes"):
-        limit(Mismatched, input_shape=(2, 8, 8))
+        limit(lambda key: Mismatched(key, dtype), input_shape=(2, 8, 8))
 
 
 def test_overflow_is_named(rng):

@@ -43,8 +43,8 @@ def _grouped(array: Any, letters: str, batch: list[str], free: list[str], summed
         array = array.sum([letters.index(a) for a in missing])
         letters = "".join(a for a in letters if a not in missing)
         lies = [a for a in lies if a not in missing]
-    letters = "".join(a for a, n in zip(letters, array.shape, strict=True) if n > 1)
-    array = array.reshape([n for n in array.shape if n > 1])
+    letters = "".join(a for a, n in zip(letters, array.shape, strict=True) if n != 1)
+    array = array.reshape([n for n in array.shape if n != 1])
     sizes = dict.fromkeys([*batch, *free, *summed], 1) | dict(zip(letters, array.shape, strict=True))
     last = [a for a in [*batch, *summed, *free] if sizes[a] > 1] != lies
     order = [*batch, *free, *summed] if last else [*batch, *summed, *free]

@@ -5,12 +5,12 @@ k apart, (−1)^⌊k/2⌋ t_k = Σ_i α_i g_i(k) with g_i(k) = (k + 1)^(−q) (K
 (those of |u| and of sign u, divided by √(k + 1); Abramowitz & Stegun, "Handbook of Mathematical Functions" (1964),
 22.5 and 6.1.47). A few α, found by least squares from K on, then stand for all further terms of the polynomial in ρ:
 
-    Σ_{k ≥ K} t_k t'_k ρ^k = ρ^K Σ_j w_j τ_j(ρ²),   w_j = Σ_{i+l=j} α_i α'_l,
-    τ_j(z) = Σ_n z^n K^j / (K + 1 + 2n)^(2q + j)
+    Σ_{k ≥ s} t_k t'_k ρ^k = ρ^s Σ_j w_j τ_j(ρ²),   w_j = Σ_{i+l=j} α_i α'_l,
+    τ_j(z) = Σ_n z^n K^j / (s + 1 + 2n)^(2q + j)
 
-for the even ones, and with K + 1 for K for the odd ones. τ_j, where Horner's rule starts, is a smooth function of
+where s is K for the even terms and K + 1 for the odd ones. τ_j, where Horner's rule starts, is a smooth function of
 t = √(1 − z) that varies where t is about 1/√K: a polynomial in t / (t + BEND). Its derivative needs no other function:
-2n = (K + 1 + 2n) − (K + 1), so that 2z τ'_j = K τ_{j−1} − (K + 1) τ_j.
+2n = (s + 1 + 2n) − (s + 1), so that 2z τ'_j = K τ_{j−1} − (s + 1) τ_j.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Tail:
         order: how many α the even, and how many the odd coefficients have.
         loops: the columns of the coefficients, last ones first.
         column: that of the first α; those for odd coefficients follow.
-        degree: of the polynomial for τ_{−1}; each further one has one less, because its share is smaller.
+        degrees: of the polynomials for τ_{−1}, τ_0, …, whose shares become smaller.
     """
 
     terms: int
     order: int
     loops: tuple[tuple[int, int], ...]
     column: int
-    degree: int
+    degrees: tuple[int, ...]
 
     @property
     def columns(self) -> int:
@@ -59,12 +59,13 @@ class Tail:
 
 
 TAILS = {
-    "float32": Tail(16, 4, ((0, 16),), 16, 8),
-    "float64": Tail(96, 7, ((24, 104), (0, 16)), 104, 21),
+    "float32": Tail(16, 4, ((0, 16),), 16, (8, 7, 7, 6, 6, 5, 5, 4)),
+    "float64": Tail(96, 7, ((24, 104), (0, 16)), 104, tuple(range(21, 7, -1))),
 }
 """A table has all columns of float32 first."""
 
 BEND = 0.5
+"""The t around which the polynomials' variable bends."""
 
 _SMALLEST = 0.01
 """The least ρ² that is divided by."""
@@ -82,7 +83,7 @@ def decay(tail: Tail, parity: int, k: np.ndarray) -> np.ndarray:
 def polynomial(tail: Tail, parity: int, j: int) -> tuple[float, ...]:
     """τ_j as a polynomial in (1 + BEND) t / (t + BEND), coefficients lowest first."""
     function = _integral(tail.terms + parity, 2.0 * EXPONENTS[parity] + j, float(tail.terms) ** j)
-    return fit(lambda v: function(BEND * v / (1.0 + BEND - v)), tail.degree - 1 - j)
+    return fit(lambda v: function(BEND * v / (1.0 + BEND - v)), tail.degrees[j + 1])
 
 
 def _integral(start: int, power: float, factor: float) -> Callable[[np.ndarray], np.ndarray]:

@@ -201,7 +201,7 @@ class FusedKernel:
         statements = [self.program.statements[i] for i in (self._nngp if form == "nngp" else self._both).fields]
         rules = {(s.field, s.rule) for s in statements if isinstance(s, Dual) and isinstance(s.rule, Series)}
         needed = {
-            (field, known.index(table)): TAILS[dtype].columns if table.kinked else GROUP
+            (field, known.index(table)): TAILS[dtype].columns if rule.kinked else GROUP
             for field, rule in rules
             for table in (rule.f, rule.g)
         }

@@ -36,7 +36,9 @@ class OutOfRangeError(Exception):
 
 
 LEFT_OUT = {"float32": 3e-6, "float64": 1e-12}
-"""What may be wrong with the further terms of functions with a kink (see `kinks`), in units of √(E f² E g²)."""
+"""What the least-squares fit to further terms of functions with a kink (see `kinks`) may add up to, in units of
+√(E f² E g²). In float32 the polynomials' error comes to it, which is at most as large.
+"""
 
 
 class Evaluated(NamedTuple):
@@ -47,7 +49,8 @@ class Evaluated(NamedTuple):
         zero: at variance 0, [columns].
         size: of the mean, [PANELS, NODES].
         noise: how much more each column but the mean suffers from errors than a coefficient; None for coefficients.
-        left_out: for functions with a kink, by precision, what is wrong with the further terms, [PANELS, NODES].
+        left_out: for functions with a kink, by precision, in units of E f²: the sum of squares of the further terms,
+            and of the errors of the fit to them, [PANELS, NODES, 2].
     """
 
     columns: np.ndarray
@@ -59,7 +62,7 @@ class Evaluated(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A mean, E[f(u) g(u)], and h_k / √(k + 1) for k = first, first + step, …, of one variance.
+    """A mean, E[f(u) g(u)], and h_k / √(k + 1) for k = first, first + step, …, of one variance, or what `kinks` says.
 
     Attributes:
         columns: how many numbers that are.
@@ -99,10 +102,11 @@ class Table:
         """The variances between which the table is; (∞, 0) if it is nowhere."""
         return self._fitted[1]
 
-    def left_out(self, low: float, high: float, dtype: str) -> float:
-        """The most that is wrong with the further terms between two variances."""
+    def left_out(self, low: float, high: float, dtype: str) -> tuple[float, float]:
+        """The largest `Evaluated.left_out` between two variances."""
         panels = [int(np.clip((np.log10(x) - DECADES[0]) * PANELS_PER_DECADE, 0, PANELS - 1)) for x in (low, high)]
-        return float(np.max(self._fitted[2][dtype][panels[0] : panels[1] + 1]))
+        energy, rest = np.max(self._fitted[2][dtype][panels[0] : panels[1] + 1], axis=(0, 1))
+        return float(energy), float(rest)
 
     @cached_property
     def _fitted(self) -> tuple[np.ndarray, tuple[float, float], dict[str, np.ndarray]]:
@@ -155,13 +159,15 @@ def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int
     """How many terms of E[f(u) g(v)] are needed between two variances.
 
     Raises:
-        OutOfRangeError: a variance is not in the tables, or they have too few terms for it.
+        OutOfRangeError: a variance is not in the tables, or their terms are too few or fit too badly for it.
     """
     low, high = variances
     if low < max(f.accurate[0], g.accurate[0]) or high > min(f.accurate[1], g.accurate[1]):
         raise OutOfRangeError
     if f.kinked and g.kinked:
-        if max(table.left_out(low, high, dtype) for table in (f, g)) > LEFT_OUT[dtype]:
+        (energy, rest), (other, its_rest) = (table.left_out(low, high, dtype) for table in (f, g))
+        error = np.sqrt(energy * its_rest) + np.sqrt(other * rest) + np.sqrt(rest * its_rest)
+        if not error <= LEFT_OUT[dtype]:
             raise OutOfRangeError
         return TAILS[dtype].columns
     chosen = np.geomspace(low, high, _EXTREMES)

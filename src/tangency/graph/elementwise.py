@@ -66,6 +66,12 @@ class Elementwise:
         """The function without the values of its parameters: equal wherever the same steps are done."""
         return replace(self, parameters=())
 
+    @property
+    def arity(self) -> int:
+        """How many parameters the steps use, which a `program` does too."""
+        used = (o.index for step in self.steps for o in step.operands if isinstance(o, Parameter))
+        return 1 + max(used, default=-1)
+
     def __call__(self, u: Any, *parameters: Any) -> jax.Array:
         """φ(u; parameters), elementwise; parameters broadcast against u."""
         u = jnp.asarray(u)

@@ -22,7 +22,7 @@ from ..graph.signal import (
     Term,
     WeightLeaf,
 )
-from .expectation import analysed
+from .expectation import activation
 
 
 def summary(graph: Graph) -> str:
@@ -48,7 +48,8 @@ def _where(printer: Printer) -> list[str]:
     """The Known numbers and the functions that the formulas name."""
     lines = [f"  {name} = {printer.known(known)}" for known, name in printer.known_names.items()]
     for function, name in printer.functions.items():
-        lines.append(f"  {name}(u) = {formula(function, printer.known_names)}; {analysed(function).describe()}")
+        described = activation(function, function.arity).describe()
+        lines.append(f"  {name}(u) = {formula(function, printer.known_names)}; {described}")
     return lines
 
 

@@ -106,8 +106,9 @@ def _rule(left: Elementwise, right: Elementwise, slopes: bool) -> Rule:
         whole = not slopes and f.is_continuous and g.is_continuous
         rule = integrated(f, g, analysed(left.derivative), analysed(right.derivative)) if whole else series(f, g)
     if rule is None:
+        label = (f if any(f.breakpoints) else g).label
         raise NotFusedError(
-            f"the activation {f.label}: it has a kink elsewhere than at 0, and no closed form that a program can hold"
+            f"the activation {label}: it has a kink elsewhere than at 0, and no closed form that a program can hold"
         )
     return rule
 

@@ -20,7 +20,7 @@ Powers = tuple[int, int]
 
 
 def series(f: Activation, g: Activation) -> Series | None:
-    """E[f(u) g(v)] as a polynomial of the correlation; None where a series converges too slowly, or has parameters."""
+    """E[f(u) g(v)] as a polynomial of the correlation; None for kinks elsewhere than at 0, and for parameters."""
     if f.zero_value is None or g.zero_value is None:
         return None
     if f.breakpoints and g.breakpoints:
@@ -36,7 +36,10 @@ def series(f: Activation, g: Activation) -> Series | None:
 
 
 def integrated(f: Activation, g: Activation, f_slope: Activation, g_slope: Activation) -> Series | None:
-    """E[f(u) g(v)] of continuous functions by the polynomial of their slopes', so that one evaluation serves both."""
+    """E[f(u) g(v)] of continuous functions by the polynomial of their slopes', so that one evaluation serves both.
+
+    The slopes must be the functions' own derivatives.
+    """
     slopes = series(f_slope, g_slope)
     if slopes is None or f.zero_value is None or g.zero_value is None:
         return None
@@ -116,7 +119,7 @@ def _kinked_coefficients(f: Activation, variances: np.ndarray) -> Evaluated:
             energy = energy + np.sum((here * size) ** 2, axis=-1)
             rest = rest + np.sum(((parts[-1] @ basis.T - here) * size) ** 2, axis=-1)
         alphas[dtype] = np.concatenate(parts, axis=-1)
-        left_out[dtype] = (2.0 * np.sqrt(energy * rest) + rest) / mean
+        left_out[dtype] = np.stack([energy, rest], axis=-1) / mean[..., None]
     single, double = TAILS["float32"], TAILS["float64"]
     middle = found[..., single.terms : double.terms]
     numbers = [mean[..., None], found[..., : single.terms], alphas["float32"], middle, alphas["float64"]]

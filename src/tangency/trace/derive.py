@@ -133,7 +133,13 @@ def _forward_program(forward: Any, avals: list[Any], shape: tuple[int, ...], dty
             raise
         try:
             return jax.make_jaxpr(forward)(avals, jax.ShapeDtypeStruct(shape, jnp.float32))
+        except TangencyError:
+            raise
         except Exception:
+            # The model's own error, where all is float32, and not one about mixed precisions.
+            single = [jax.ShapeDtypeStruct(a.shape, jnp.float32 if a.dtype == jnp.float64 else a.dtype) for a in avals]
+            with jax.enable_x64(False):
+                jax.make_jaxpr(forward)(single, jax.ShapeDtypeStruct(shape, jnp.float32))
             raise error from None
 
 
