@@ -89,4 +89,5 @@ def dense_text(source: Source, cache: bool) -> str:
         else:
             entry += ["    for i in range(first, last):", indented(same, 2)]
             entry += [f"        for j in range(max(0, (i - skip) // {L} * {L}), columns, {L}):", indented(each, 3)]
-    return source.header + "\n\n" + "\n".join(line for line in entry if line.strip()) + "\n"
+    parts = [source.header, *source.texts, "\n".join(line for line in entry if line.strip())]
+    return "\n\n\n".join(part.strip("\n") for part in parts) + "\n"

@@ -16,7 +16,7 @@ t = √(1 − z) that varies where t is about 1/√K: a polynomial in t / (t + B
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -101,68 +101,56 @@ def _integral(start: int, power: float, factor: float) -> Callable[[np.ndarray],
     return value
 
 
-def beyond(writer: Writer, place: int, rows: tuple[str, str], rho: str, sloped: bool) -> dict[str, str]:
-    """What Horner's rule starts with: "q0" and "q1" for even and odd terms; with `sloped`, also "d0" and "d1", their
-    derivatives in ρ². `rows` are where the coefficients of both sides start.
+def beyond(writer: Writer, rows: tuple[str, str], rho: str, results: list[str]) -> None:
+    """Defines what Horner's rule starts with: for even and for odd terms; with four results, also the derivatives of
+    these in ρ². `rows` are where the coefficients of both sides start. All layers share one function.
     """
-    tail, names = TAILS[writer.dtype], writer.roots(place)
-    if "bent" not in names:
-        _distance(writer, names, rho)
-    found: dict[str, str] = {}
+    piece = writer.piece()
+    tail, bent, half_inverse = TAILS[writer.dtype], *_distance(piece)
+    values, slopes = [], []
     for parity in (0, 1):
-        local = len(writer.lines)
         first = tail.column + parity * tail.order
         left, right = (
             [
-                writer.define(f"alpha{side}{i}_{local}", writer.coefficient(side, row, first + i))
+                piece.define(f"{side}{i}_{parity}", piece.coefficient(side, f"row_{side}", first + i))
                 for i in range(tail.order)
             ]
-            for side, row in zip("ab", rows, strict=True)
+            for side in "ab"
         )
+        taus = [
+            piece.define(f"tau{j}_{parity}", piece.horner(polynomial(tail, parity, j - 1), bent))
+            for j in range(2 * tail.order)
+        ]
         products = []
         for j in range(2 * tail.order - 1):
-            (x, y), *others = [(left[i], right[j - i]) for i in range(tail.order) if 0 <= j - i < tail.order]
-            total = f"{x} * {y}"
-            for x, y in others:
-                total = f"fma({x}, {y}, {total})"
-            products.append(writer.define(f"product{j}_{local}", total))
-        value = writer.define(f"tail_{local}", _sum(writer, place, parity, products, 0))
-        found[f"q{parity}"] = value
-        if sloped:
-            before = f"{writer.constant(float(tail.terms))} * ({_sum(writer, place, parity, products, -1)})"
-            start = writer.constant(-1.0 - parity - tail.terms)
-            found[f"d{parity}"] = f"{names['half inverse']} * fma({start}, {value}, {before})"
-    return found
+            pairs = [(left[i], right[j - i]) for i in range(tail.order) if 0 <= j - i < tail.order]
+            products.append(piece.define(f"product{j}_{parity}", _sum(pairs)))
+        values.append(piece.define(f"tail_{parity}", _sum(zip(products, taus[1:], strict=True))))
+        before = f"{piece.constant(float(tail.terms))} * ({_sum(zip(products, taus[:-1], strict=True))})"
+        start = piece.constant(-1.0 - parity - tail.terms)
+        slopes.append(f"{half_inverse} * fma({start}, {values[-1]}, {before})")
+    made = ", ".join((values + slopes)[: len(results)])
+    function, numbers = writer.source.piece("beyond", "C, H, row_a, row_b, rho", piece, made)
+    writer.lines.append(f"{', '.join(results)} = {function}(C, H, {rows[0]}, {rows[1]}, {rho}, cs, {numbers})")
 
 
-def _distance(writer: Writer, names: dict[str, str], rho: str) -> None:
+def _distance(piece: Writer) -> tuple[str, str]:
     """(1 + BEND) t / (t + BEND) and 1/(2ρ²), by one division. Where ρ is small, ρ^K is as good as zero, whatever it is
     multiplied by.
     """
-    one, least, local = writer.constant(1.0), writer.constant(_SMALLEST), names["id"]
-    t = writer.define(f"t_{local}_tail", f"sqrt(({one} - {rho}) * ({one} + {rho}))")
-    square = writer.define(f"z_{local}", f"{rho} * {rho}")
-    writer.define(square, f"where_less({square}, {least}, {least}, {square})")
-    below = writer.define(f"below_{local}", f"{t} + {writer.constant(BEND)}")
-    over = writer.define(f"over_{local}", f"{one} / ({square} * {below})")
-    names["bent"] = writer.define(f"bent_{local}", f"({writer.constant(1.0 + BEND)} * {t}) * ({square} * {over})")
-    names["half inverse"] = writer.define(f"half_{local}", f"({writer.constant(0.5)} * {below}) * {over}")
+    one, least = piece.constant(1.0), piece.constant(_SMALLEST)
+    piece.define("t", f"sqrt(({one} - rho) * ({one} + rho))")
+    piece.define("square", "rho * rho")
+    piece.define("square", f"where_less(square, {least}, {least}, square)")
+    piece.define("below", f"t + {piece.constant(BEND)}")
+    piece.define("over", f"{one} / (square * below)")
+    bent = piece.define("bent", f"({piece.constant(1.0 + BEND)} * t) * (square * over)")
+    return bent, piece.define("half_inverse", f"({piece.constant(0.5)} * below) * over")
 
 
-def _sum(writer: Writer, place: int, parity: int, products: list[str], first: int) -> str:
-    """Σ_j w_j τ_{j + first}."""
+def _sum(pairs: Iterable[tuple[str, str]]) -> str:
+    """The sum of products."""
     total = ""
-    for j, product in enumerate(products, first):
-        tau = _tau(writer, place, parity, j)
-        total = f"fma({product}, {tau}, {total})" if total else f"{product} * {tau}"
+    for x, y in pairs:
+        total = f"fma({x}, {y}, {total})" if total else f"{x} * {y}"
     return total
-
-
-def _tau(writer: Writer, place: int, parity: int, j: int) -> str:
-    """The variable of τ_j, which all sums of a field share."""
-    names = writer.roots(place)
-    key = f"tau{parity}_{j + 1}"
-    if key not in names:
-        value = writer.horner(polynomial(TAILS[writer.dtype], parity, j), names["bent"])
-        names[key] = writer.define(f"{key}_{names['id']}", value)
-    return names[key]

@@ -302,6 +302,5 @@ def plane_text(source: Source, everything: bool, cache: bool) -> tuple[str, int]
         ]
         ending = [*finish, f"{tail.format(' + r')}, (e + r) * {len(source.outputs)})"]
         entry += [indented([*lines, "for r in range(n):", *("    " + line for line in ending)], 2)]
-    functions = [text.replace("{name}", name) for text, name in source.functions.items()]
-    parts = [source.header, *functions, "\n".join(entry)]
+    parts = [source.header, *source.texts, "\n".join(entry)]
     return "\n\n\n".join(part.strip("\n") for part in parts) + "\n", scratch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .error_function import MEAN, error_functions, noisy_inverse
 from .layout import COUNTS, TABLED, Layout, mean_of, noise_of
@@ -30,6 +30,9 @@ from .program import (
     tables,
 )
 from .tables import AIM
+
+if TYPE_CHECKING:
+    from .source import Source
 
 TINY = {"float32": 1e-30, "float64": 1e-250}
 """Variances below it are not divided by; the caller refuses them, unless they are zero."""
@@ -85,6 +88,7 @@ class Writer:
             it meets itself at different ones.
         guarded: whether variances may be zero.
         access: where what it reads lies.
+        source: the program that the code is for.
         lanes: examples of x2 in a vector.
     """
 
@@ -94,6 +98,7 @@ class Writer:
     mode: str
     guarded: bool
     access: Access
+    source: Source
     constants: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
@@ -104,6 +109,10 @@ class Writer:
     def constant(self, value: float) -> str:
         """A number that is handed to the program, so that layers that differ in numbers alone share their code."""
         return self.constants.setdefault(repr(value), f"n{len(self.constants)}")
+
+    def piece(self) -> Writer:
+        """A writer for a function of its own (see `Source.piece`)."""
+        return Writer(self.layout, self.dtype, self.lanes, self.mode, self.guarded, self.access, self.source)
 
     def define(self, name: str, expression: str) -> str:
         self.lines.append(f"{name} = {expression}")

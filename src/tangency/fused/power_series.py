@@ -55,18 +55,18 @@ def _sums(writer: Writer, place: int, rule: Series) -> tuple[str, str]:
     x, square = _powers(writer, place, rule.f.step)
     access, local, sloped = writer.access, len(writer.lines), _needs_slope(writer, place, rule)
     left, right = (writer.define(f"h{side}{local}", access.row(side, slot, t)) for side, t in (("a", f), ("b", g)))
-    starts: dict[str, str] = {}
+    sums = [f"{kind}{parity}_{local}" for kind in ("qd" if sloped else "q") for parity in (0, 1)]
     if rule.kinked:
-        starts, loops = beyond(writer, place, (left, right), x, sloped), TAILS[writer.dtype].loops
+        beyond(writer, (left, right), x, sums)
+        loops = TAILS[writer.dtype].loops
     elif f == g:
         both = f"{access.count('a', slot, f)} + {access.count('b', slot, g)}"
         loops = ((0, writer.define(f"k{local}", f"int({both} + {2 * GROUP - 1}) // {2 * GROUP} * {GROUP}")),)
     else:
         loops = ((0, writer.define(f"k{local}", f"min({access.terms(slot, f)}, {access.terms(slot, g)})")),)
-    for kind in "qd" if sloped else "q":
-        for parity in (0, 1):
-            start = starts.get(f"{kind}{parity}") or writer.constant(0.0)
-            writer.define(f"{kind}{parity}_{local}", start)
+    if not rule.kinked:
+        for name in sums:
+            writer.define(name, writer.constant(0.0))
     for first, end in loops:
         writer.lines.append(f"for k in range({end} - {GROUP}, {first - 1}, -{GROUP}):")
         for term in sorted(range(GROUP), key=lambda term: (-(term // 2), term)):

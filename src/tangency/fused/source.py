@@ -71,9 +71,20 @@ class Source:
             self.functions[text] = f"{name}{len(self.functions)}"
         return self.functions[text]
 
+    def piece(self, name: str, arguments: str, writer: Writer, results: str) -> tuple[str, int]:
+        """The name of a function of what the writer wrote, and what to pass it for c0, behind cs and the arguments."""
+        head = f"{NJIT}\ndef {{name}}({arguments}, cs, c0):"
+        body = indented([*prologue(writer), *writer.lines, f"return {results}"], 1)
+        return self.function(name, f"{head}\n{body}"), self.block(writer)
+
     def block(self, writer: Writer) -> int:
         """Where the numbers of a piece of code start in `cs`; equal blocks are one."""
         return self.blocks.setdefault(tuple(writer.constants), sum(map(len, self.blocks)) * self.lanes)
+
+    @property
+    def texts(self) -> list[str]:
+        """The functions, by their names."""
+        return [text.replace("{name}", name) for text, name in self.functions.items()]
 
     @property
     def numbers(self) -> list[float]:
@@ -143,7 +154,7 @@ class Source:
         return {index: place for place, index in enumerate(found)}
 
     def writer(self, access: Access) -> Writer:
-        return Writer(self.layout, self.dtype, self.lanes, self.mode, self.guarded, access)
+        return Writer(self.layout, self.dtype, self.lanes, self.mode, self.guarded, access, self)
 
 
 def prologue(writer: Writer, lines: list[str] | None = None) -> list[str]:
