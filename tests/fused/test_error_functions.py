@@ -20,13 +20,6 @@ def mixed(u):
     return 0.3 + 0.2 * u + (0.5 * u - 0.4) * erf(0.5 * u)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TANGENCY_CACHE_DIR", str(tmp_path_factory.mktemp("fused")))
-        yield
-
-
 def shifted(u):
     """Another function of the family, of noise 1, and a linear one."""
     return jax.nn.gelu(u, approximate=False) + 3.0 * u

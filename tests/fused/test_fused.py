@@ -32,13 +32,6 @@ CONV = (3, 5, 4)
 """Channels, height and width of the images: not square."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TANGENCY_CACHE_DIR", str(tmp_path_factory.mktemp("fused")))
-        yield
-
-
 class Residual(eqx.Module):
     layers: list
 

@@ -20,13 +20,6 @@ def gelu(u):
 SMOOTH = {"tanh": jnp.tanh, "silu": jax.nn.silu, "softplus": jax.nn.softplus, "gelu": gelu}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TANGENCY_CACHE_DIR", str(tmp_path_factory.mktemp("fused")))
-        yield
-
-
 def examples(count, shape, seed=0):
     return np.random.default_rng(seed).normal(size=(count, *shape))
 

@@ -253,7 +253,7 @@ class FusedKernel:
         lanes, size = source.lanes, np.dtype(dtype).itemsize
         coefficients = size * int(places[-1])
         if coefficients * lanes > _COEFFICIENTS:
-            raise OutOfRangeError
+            raise OutOfRangeError("its series take more memory than all else")
         most = _COEFFICIENTS // max(coefficients, 1)
         if self.is_dense:
             return min(DENSE_BLOCK, most // lanes * lanes)
@@ -268,7 +268,7 @@ class FusedKernel:
             sided = self._sided_once(form, dtype, x, places, True, pool)
             smallest = sided.smallest_positive_root
         if smallest**2 < TINY[dtype] * 1e3:
-            raise OutOfRangeError
+            raise OutOfRangeError("variances are too small to divide by")
         return sided
 
     def _sided_once(

@@ -32,7 +32,7 @@ _EXTREMES = 7
 
 
 class OutOfRangeError(Exception):
-    """Variances for which the fused arithmetic is not accurate enough; the XLA path must serve."""
+    """Variances for which the fused arithmetic is not accurate enough, as the message says; XLA must serve."""
 
 
 LEFT_OUT = {"float32": 3e-6, "float64": 1e-12}
@@ -163,19 +163,23 @@ def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int
     """
     low, high = variances
     if low < max(f.accurate[0], g.accurate[0]) or high > min(f.accurate[1], g.accurate[1]):
-        raise OutOfRangeError
+        raise OutOfRangeError(f"variances from {low:.3g} to {high:.3g} are not all in the tables of its activations")
     if f.kinked and g.kinked:
         (energy, rest), (other, its_rest) = (table.left_out(low, high, dtype) for table in (f, g))
         error = np.sqrt(energy * its_rest) + np.sqrt(other * rest) + np.sqrt(rest * its_rest)
         if not error <= LEFT_OUT[dtype]:
-            raise OutOfRangeError
+            raise OutOfRangeError(_too_large(high))
         return TAILS[dtype].columns
     chosen = np.geomspace(low, high, _EXTREMES)
     left, right = f.tails(chosen), g.tails(chosen)
     count = min(len(left), len(right))
     errors = np.sqrt(left[:count] * right[:count])
     if errors[-1] > PROMISE[dtype]:
-        raise OutOfRangeError
+        raise OutOfRangeError(_too_large(high))
     enough = errors <= AIM[dtype]
     needed = max(int(np.argmax(enough)) if enough.any() else count - 1, 1)
     return needed + -needed % GROUP
+
+
+def _too_large(variance: float) -> str:
+    return f"with variances up to {variance:.3g}, the series of an activation takes too many terms"

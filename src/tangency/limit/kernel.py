@@ -52,6 +52,7 @@ class LimitKernel(Kernel):
         precision: str | None = None,
     ):
         self._fused, self._threads, self._precision = fused, threads, precision
+        self._left_to_xla = ""
         self._fusions: dict[Graph, Fusion] = {}
         self._functions = functions
         self._settings = settings
@@ -222,7 +223,8 @@ class LimitKernel(Kernel):
             return f"evaluated by XLA: no fused form for {fusion.reason}"
         least = 1 if self._fused else int(np.ceil(PAYS / max(fusion.kernel.work, 1.0)))
         pairs = "" if least == 1 else f" from {least:,} pairs of examples on"
-        return f"the whole network is fused on the CPU{pairs}"
+        last = f"; the last examples were left to XLA: {self._left_to_xla}" if self._left_to_xla else ""
+        return f"the whole network is fused on the CPU{pairs}{last}"
 
     def _fusion(self) -> Fusion:
         graph = self.graph()
@@ -247,9 +249,11 @@ class LimitKernel(Kernel):
         if len(dtypes) > 1 or fusion.kernel is None or not (self._fused or pairs * fusion.kernel.work >= PAYS):
             return None
         sides = [fusion.inputs(x) for x in examples]
+        self._left_to_xla = ""
         try:
             return evaluate(fusion.kernel, sides[0], sides[1] if len(sides) > 1 else None)
-        except OutOfRangeError:
+        except OutOfRangeError as reason:
+            self._left_to_xla = str(reason)
             return None
 
     def _estimated(
