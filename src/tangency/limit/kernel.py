@@ -241,6 +241,7 @@ class LimitKernel(Kernel):
         evaluate: Callable[[FusedKernel, Fused, Fused | None], np.ndarray],
     ) -> np.ndarray | None:
         """What the fused path makes of examples; None where it does not serve."""
+        self._left_to_xla = ""
         examples = [x1] if x2 is None else [x1, x2]
         dtypes = {jnp.asarray(x[:1]).dtype for x in examples}
         if self._fused is False or jnp.zeros(()).devices().pop().platform != "cpu" or not dtypes <= {*_FUSED_TYPES}:
@@ -249,7 +250,6 @@ class LimitKernel(Kernel):
         if len(dtypes) > 1 or fusion.kernel is None or not (self._fused or pairs * fusion.kernel.work >= PAYS):
             return None
         sides = [fusion.inputs(x) for x in examples]
-        self._left_to_xla = ""
         try:
             return evaluate(fusion.kernel, sides[0], sides[1] if len(sides) > 1 else None)
         except OutOfRangeError as reason:

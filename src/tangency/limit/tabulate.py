@@ -98,11 +98,7 @@ def _coefficients(f: Activation, powers: Powers, variances: np.ndarray) -> Evalu
 def _kinked_coefficients(f: Activation, variances: np.ndarray) -> Evaluated:
     """E f(u)², and what `kinks` says of h_k / √(k + 1)."""
     k = np.arange(ORDER)
-
-    def columns(a: jax.Array) -> jax.Array:
-        return jnp.append(product_mean(f, f, a), hermite(f.numerical, a, (), ORDER, 0)[0] / np.sqrt(k + 1.0))
-
-    values = _each(columns, variances)
+    values, whole_zero, *_ = _coefficients(f, (0, 1), variances)
     mean, found = values[..., 0], values[..., 1:]
     signed = found * np.where(k // 2 % 2, -1.0, 1.0)
     alphas, noise, left_out = {}, {}, {}
@@ -124,8 +120,8 @@ def _kinked_coefficients(f: Activation, variances: np.ndarray) -> Evaluated:
     middle = found[..., single.terms : double.terms]
     numbers = [mean[..., None], found[..., : single.terms], alphas["float32"], middle, alphas["float64"]]
     amplified = [np.ones(single.terms), noise["float32"], np.ones(middle.shape[-1]), noise["float64"]]
-    zero = np.zeros(1 + COLUMNS)
-    zero[:2] = _at_zero(f) ** 2, _at_zero(f)
+    # All but the first coefficient are 0 there, and the α too.
+    zero = whole_zero[: 1 + COLUMNS]
     return Evaluated(np.concatenate(numbers, axis=-1), zero, mean, np.concatenate(amplified), left_out)
 
 
