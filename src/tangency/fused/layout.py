@@ -27,7 +27,9 @@ from .program import (
     Series,
     Slide,
     Sum,
+    Tabled,
     Total,
+    Truncated,
     needed,
     noises,
     nonnegative,
@@ -188,6 +190,8 @@ def numbers_of(program: Program, rule: Rule) -> set[str]:
             return {"variance"}
         case Series():
             return {"inverse", "variance"}
+        case Truncated():
+            return {"inverse", "root", "variance"}
 
 
 def noisy(noise: int) -> str:
@@ -262,10 +266,10 @@ def _slots(program: Program, wanted: tuple[int, ...]) -> list[Slot]:
         statement = program.statements[i]
         if isinstance(statement, Dual):
             numbers.setdefault(statement.field, set()).update(numbers_of(program, statement.rule))
-            if isinstance(rule := statement.rule, Series):
-                f, g, *others = map(known.index, (rule.f, rule.g, rule.mean, *(rule.origins or ())))
-                series.setdefault(statement.field, set()).update((f, g))
-                means.setdefault(statement.field, set()).update((f, g, *others))
+            if isinstance(rule := statement.rule, Tabled):
+                rows = {known.index(table) for pair in rule.rows for table in pair}
+                series.setdefault(statement.field, set()).update(rows)
+                means.setdefault(statement.field, set()).update(rows, map(known.index, rule.means))
     slots = []
     for i in sorted(numbers):
         rows, mean = (tuple(sorted(used.get(i, ()))) for used in (series, means))

@@ -26,9 +26,11 @@ from .program import (
     Sum,
     Times,
     Total,
+    Truncated,
     noises,
     tables,
 )
+from .quadrant import truncated
 from .tables import AIM
 
 if TYPE_CHECKING:
@@ -162,6 +164,8 @@ class Writer:
                 value = self.formula(place, steps)
             case Dual(place, Series() as rule):
                 value = series(self, place, rule)
+            case Dual(place, Truncated() as rule):
+                value = truncated(self, place, rule)
             case One():
                 value = self.constant(1.0)
         self.names[index] = self.define(f"v{len(self.names)}", value)
@@ -207,7 +211,7 @@ class Writer:
         self.lines.append(
             f"look_up(B, {', '.join(places)}, M, {start}, {known[table].padded}, H, {place}, "
             f"{self.access.terms(slot, table) if rows else '0'}, W, {self.lanes}, {AIM[self.dtype]}, "
-            f"{known[table].kinked}, {known[table].first}, {known[table].step})"
+            f"{known[table].whole is not None}, {known[table].first}, {known[table].step})"
         )
         if rows:
             self.looked_up.append((slot, table))
@@ -305,6 +309,11 @@ class Writer:
         return names[key]
 
     def dual(self, place: int, f: PiecewiseLinear, g: PiecewiseLinear) -> str:
+        """E[f(u) g(v)], also where a variance is zero."""
+        value = self.plain_dual(place, f, g)
+        return self._guard(self.roots(place), f, g, value) if self.guarded else value
+
+    def plain_dual(self, place: int, f: PiecewiseLinear, g: PiecewiseLinear) -> str:
         """Moments of {1, u, |u|, sign u}: Cho & Saul 2009, equations 3 and 6."""
         names, c = self.roots(place), self.of(place)
         one, linear = f.one * g.one, f.linear * g.linear
@@ -338,8 +347,7 @@ class Writer:
                 value = f"({y} + {value})" if value else y
             else:
                 value = f"fma({x}, {y}, {value})" if value else f"{x} * {y}"
-        value = value or self.constant(0.0)
-        return self._guard(names, f, g, value) if self.guarded else value
+        return value or self.constant(0.0)
 
     def _absolute(self, place: int) -> str:
         """E|u||v| = s (|ρ| + 2 t³ R(y))."""

@@ -8,6 +8,7 @@ of one example (at each position) that the caller computes.
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
+from itertools import chain
 from typing import TypeAlias
 
 from ..graph.space import Window
@@ -101,10 +102,55 @@ class Series:
     @property
     def kinked(self) -> bool:
         """Whether both functions have a kink at 0."""
-        return self.f.kinked and self.g.kinked
+        return self.f.whole is not None and self.g.whole is not None
+
+    @property
+    def rows(self) -> tuple[tuple[Table, Table], ...]:
+        """The tables of both sides whose coefficients are multiplied with each other."""
+        return ((self.f, self.g),)
+
+    @property
+    def means(self) -> tuple[Table, ...]:
+        """Tables of which the mean alone is needed."""
+        return (self.mean, *(self.origins or ()))
 
 
-Rule: TypeAlias = Piecewise | ErrorFunctions | Formula | Series
+@dataclass(frozen=True)
+class Threshold:
+    """weight · (sign · u − threshold)₊ + jump · [sign · u > threshold], sign = ±1."""
+
+    threshold: float
+    sign: float
+    weight: float
+    jump: float
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """E[f(u) g(v)] of piecewise linear functions with kinks or jumps elsewhere than at 0.
+
+    `left` and `right` are what f and g have beside their piecewise linear parts; `tables` those of all thresholds.
+    """
+
+    f: PiecewiseLinear
+    left: tuple[Threshold, ...]
+    g: PiecewiseLinear
+    right: tuple[Threshold, ...]
+    tables: tuple[Table, ...]
+
+    @property
+    def rows(self) -> tuple[tuple[Table, Table], ...]:
+        return tuple((table, table) for table in self.tables)
+
+    @property
+    def means(self) -> tuple[Table, ...]:
+        return ()
+
+
+Tabled: TypeAlias = Series | Truncated
+"""Rules that look up numbers of one variance."""
+
+Rule: TypeAlias = Piecewise | ErrorFunctions | Formula | Tabled
 
 
 @dataclass(frozen=True)
@@ -224,8 +270,8 @@ def nonnegative(program: Program) -> frozenset[int]:
 
 def tables(program: Program) -> tuple[Table, ...]:
     """All tables of a program's rules; they are known by their places here."""
-    rules = [s.rule for s in program.statements if isinstance(s, Dual) and isinstance(s.rule, Series)]
-    return tuple(dict.fromkeys(t for rule in rules for t in (rule.f, rule.g, rule.mean, *(rule.origins or ()))))
+    rules = [s.rule for s in program.statements if isinstance(s, Dual) and isinstance(s.rule, Tabled)]
+    return tuple(dict.fromkeys(t for rule in rules for t in (*chain(*rule.rows), *rule.means)))
 
 
 def noises(program: Program) -> tuple[float, ...]:

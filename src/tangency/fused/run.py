@@ -14,12 +14,11 @@ import numpy as np
 from ..types import Kind
 from .compile import compiled
 from .dense import dense_text, inner_fields
-from .kinks import TAILS
 from .layout import arrange
 from .lookup import CHUNK, NODES
 from .planes import pairs_within, plane_text
 from .pointwise import TINY
-from .program import Dual, NotFusedError, Program, Series, tables
+from .program import Dual, NotFusedError, Program, Tabled, tables
 from .sides import Inputs, Sided, aligned, by_example, equal_examples, own_products, padded_to, positive_range
 from .simd import vector_lanes
 from .source import Source
@@ -199,11 +198,12 @@ class FusedKernel:
         """
         form, dtype, known = self._form(kind), x1.arrays[0].dtype.name, tables(self.program)
         statements = [self.program.statements[i] for i in (self._nngp if form == "nngp" else self._both).fields]
-        rules = {(s.field, s.rule) for s in statements if isinstance(s, Dual) and isinstance(s.rule, Series)}
+        rules = {(s.field, s.rule) for s in statements if isinstance(s, Dual) and isinstance(s.rule, Tabled)}
+        tabled = [(field, pair) for field, rule in rules for pair in rule.rows]
         needed = {
-            (field, known.index(table)): TAILS[dtype].columns if rule.kinked else GROUP
-            for field, rule in rules
-            for table in (rule.f, rule.g)
+            (field, known.index(table)): GROUP if table.whole is None else table.whole[dtype]
+            for field, pair in tabled
+            for table in pair
         }
         counts: dict[tuple[int, int], int] = {}
         with ThreadPoolExecutor(self._workers()) as pool:
@@ -212,9 +212,10 @@ class FusedKernel:
                 places = self._places(counts)
                 ranges = self._ranges(form, dtype, (x1,) if x2 is None else (x1, x2), places, pool)
                 needed = dict.fromkeys(counts, 0)
-                for field, rule in rules:
-                    number = terms(rule.f, rule.g, ranges[field], dtype)
-                    for key in ((field, known.index(rule.f)), (field, known.index(rule.g))):
+                for field, pair in tabled:
+                    number = terms(*pair, ranges[field], dtype)
+                    for table in pair:
+                        key = field, known.index(table)
                         needed[key] = max(needed[key], number)
                 if len(self._both.segments) < 2:
                     return self._places(needed)

@@ -99,6 +99,20 @@ copysign = _function("copysign", 2)
 fma = _function("fmuladd", 3)
 
 
+@intrinsic
+def power_of_two(typing_context: Any, x: Any) -> Any:
+    """2^n for n = x − 1.5 · 2^m, m being the bits of the mantissa: n is what the lowest bits of x hold."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits, mantissa, bias = (32, 23, 127) if x.dtype == types.float32 else (64, 52, 1023)
+        integers = ir.VectorType(ir.IntType(bits), x.lanes)
+        shift, one = (ir.Constant(integers, [number] * x.lanes) for number in (mantissa, bias << mantissa))
+        power = builder.add(builder.shl(builder.bitcast(args[0], integers), shift), one)
+        return builder.bitcast(power, x.llvm)
+
+    return x(x), lower
+
+
 def _selection(predicate: str) -> Any:
     @intrinsic
     def select(typing_context: Any, a: Any, b: Any, x: Any, y: Any) -> Any:

@@ -21,7 +21,8 @@ import numba
 import numpy as np
 
 from tangency.fused.lookup import level, look_up
-from tangency.fused.simd import absolute, copysign, fma, sqrt, vectors, where_equal, where_less, where_less_equal
+from tangency.fused.simd import absolute, copysign, fma, power_of_two, sqrt, vectors
+from tangency.fused.simd import where_equal, where_less, where_less_equal
 
 F = np.{dtype}
 load, store, spread = vectors({lanes})

@@ -8,7 +8,7 @@ expectation is if the table is that of its slope.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.polynomial.chebyshev import chebpts1, chebvander
 
-from .kinks import TAILS
 from .lookup import CHUNK, DECADES, GROUP, NODES, PANELS, PANELS_PER_DECADE
 
 ACCURACY = 1e-13
@@ -49,8 +48,8 @@ class Evaluated(NamedTuple):
         zero: at variance 0, [columns].
         size: of the mean, [PANELS, NODES].
         noise: how much more each column but the mean suffers from errors than a coefficient; None for coefficients.
-        left_out: for functions with a kink, by precision, in units of E f²: the sum of squares of the further terms,
-            and of the errors of the fit to them, [PANELS, NODES, 2].
+        left_out: where the coefficients are not only those of a power series, by precision, in units of E f²: the sum
+            of squares of the further terms, and of the errors of the fit to them, [PANELS, NODES, 2].
     """
 
     columns: np.ndarray
@@ -67,14 +66,15 @@ class Table:
     Attributes:
         columns: how many numbers that are.
         evaluate: finds them at many variances, when they are first needed.
-        kinked: whether the coefficients are those of a function with a kink at 0, laid out as `kinks` says.
+        whole: for coefficients that are not those of a power series, or not only (see `kinks` and `quadrant`), how many
+            columns are looked up in each precision.
     """
 
     first: int
     step: int
     columns: int
     evaluate: Callable[[np.ndarray], Evaluated]
-    kinked: bool = False
+    whole: Mapping[str, int] | None = None
 
     @property
     def padded(self) -> int:
@@ -164,12 +164,12 @@ def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int
     low, high = variances
     if low < max(f.accurate[0], g.accurate[0]) or high > min(f.accurate[1], g.accurate[1]):
         raise OutOfRangeError(f"variances from {low:.3g} to {high:.3g} are not all in the tables of its activations")
-    if f.kinked and g.kinked:
+    if f.whole is not None and g.whole is not None:
         (energy, rest), (other, its_rest) = (table.left_out(low, high, dtype) for table in (f, g))
         error = np.sqrt(energy * its_rest) + np.sqrt(other * rest) + np.sqrt(rest * its_rest)
         if not error <= LEFT_OUT[dtype]:
             raise OutOfRangeError(_too_large(high))
-        return TAILS[dtype].columns
+        return max(f.whole[dtype], g.whole[dtype])
     chosen = np.geomspace(low, high, _EXTREMES)
     left, right = f.tails(chosen), g.tails(chosen)
     count = min(len(left), len(right))

@@ -32,7 +32,7 @@ from ..graph.known import Known
 from .duals import Activation, dual, error_span, is_closed, piecewise_linear
 from .expectation import analysed
 from .recursion import Recursion, deep_recursion
-from .tabulate import integrated, series
+from .tabulate import integrated, series, truncated
 
 PAYS = 1e8
 """Gaussian expectations from which on a fused program repays the seconds that compiling it takes."""
@@ -100,6 +100,9 @@ def _rule(left: Elementwise, right: Elementwise, slopes: bool) -> Rule:
     first, second = _piecewise(f), _piecewise(g)
     if first is not None and second is not None:
         return Piecewise(first, second)
+    clipped = truncated(f, g)
+    if clipped is not None:
+        return clipped
     closed = f.span is not None and g.span is not None and is_closed(f.span, g.span)
     rule = _formula(f, g) if closed else None
     if rule is None:

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..fused import COLUMNS, TAILS, Evaluated, Series, Table, decay
-from .duals import Activation, product_mean
+from ..fused import COLUMNS, TAILS, Evaluated, PiecewiseLinear, Series, Table, Threshold, Truncated, decay, table_of
+from .duals import Activation, product_mean, thresholds
 from .duals import coefficients as hermite
 
 ORDER = 512
 """Powers of the correlation that are tabulated."""
+
+WHOLE = {dtype: tail.columns for dtype, tail in TAILS.items()}
 
 Powers = tuple[int, int]
 """The lowest power of the correlation, and the step from one to the next."""
@@ -47,6 +49,25 @@ def integrated(f: Activation, g: Activation, f_slope: Activation, g_slope: Activ
     return Series(slopes.f, slopes.g, _mean(f, g), True, None if odd else (_origin(f), _origin(g)))
 
 
+def truncated(f: Activation, g: Activation) -> Truncated | None:
+    """E[f(u) g(v)] of piecewise linear functions by moments of truncated normal variables; None for others."""
+    sides = [_pieces(function) for function in (f, g)]
+    if sides[0] is None or sides[1] is None:
+        return None
+    (core, left), (other, right) = sides[0], sides[1]
+    places = dict.fromkeys(level.threshold for level in left + right)
+    return Truncated(core, left, other, right, tuple(map(table_of, places)))
+
+
+@lru_cache(maxsize=64)
+def _pieces(f: Activation) -> tuple[PiecewiseLinear, tuple[Threshold, ...]] | None:
+    found = None if f.span is None or f.zero_value is None else thresholds(f.span)
+    if found is None:
+        return None
+    core, levels = found
+    return PiecewiseLinear(*core, at_zero=f.zero_value or 0.0), tuple(Threshold(*level) for level in levels)
+
+
 def _powers(f: Activation) -> Powers:
     """Which powers an odd or even function has."""
     u = np.linspace(0.01, 12.0, 400) ** 1.5
@@ -66,7 +87,7 @@ def _table(f: Activation, powers: Powers) -> Table:
 
 @lru_cache(maxsize=64)
 def _kinked(f: Activation) -> Table:
-    return Table(0, 1, 1 + COLUMNS, partial(_kinked_coefficients, f), kinked=True)
+    return Table(0, 1, 1 + COLUMNS, partial(_kinked_coefficients, f), WHOLE)
 
 
 @lru_cache(maxsize=64)

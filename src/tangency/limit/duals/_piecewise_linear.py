@@ -40,6 +40,48 @@ def piecewise_linear(span: Span) -> Coefficients | None:
     return Coefficients(**found)
 
 
+class Level(NamedTuple):
+    """weight · (sign · u − threshold)₊ + jump · [sign · u > threshold], threshold > 0."""
+
+    threshold: float
+    sign: float
+    weight: float
+    jump: float
+
+
+def thresholds(span: Span) -> tuple[Coefficients, tuple[Level, ...]] | None:
+    """A piecewise linear function as one of this family and what it has beyond its kinks elsewhere than at 0.
+
+    None for any other function. Each kink adds to the function on its far side from 0 only.
+    """
+    core = dict.fromkeys(Coefficients._fields, 0.0)
+    found: dict[tuple[float, float], list[float]] = {}
+    for term in span.terms:
+        if not term.is_piecewise_polynomial or term.power > 1:
+            return None
+        c, power, place = term.coefficient, term.power, term.threshold
+        straight, bent = ("linear", "absolute") if power else ("one", "sign")
+        if place is None:
+            core[straight if term.step is None else bent] += c
+            continue
+        upward = -1.0 if term.mirrored else 1.0
+        if place == 0.0:  # u₊ = (u + |u|)/2, [u > 0] = (1 + sign u)/2, and of −u
+            core[straight] += 0.5 * c * (upward if power else 1.0)
+            core[bent] += 0.5 * c * (1.0 if power else upward)
+            continue
+        sign = 1.0 if place > 0.0 else -1.0
+        size = c
+        if upward != sign:  # x₊ = (−x)₊ + x, [x > 0] = 1 − [−x > 0]
+            core["one"] += -upward * c * place if power else c
+            core["linear"] += upward * c if power else 0.0
+            size = c if power else -c
+        found.setdefault((abs(place), sign), [0.0, 0.0])[1 - power] += size
+    scale = 1e-12 * sum(abs(term.coefficient) * (1.0 + abs(term.threshold or 0.0)) for term in span.terms)
+    core = {name: 0.0 if abs(value) <= scale else value for name, value in core.items()}
+    levels = (Level(*place, *values) for place, values in found.items() if max(map(abs, values)) > scale)
+    return Coefficients(**core), tuple(levels)
+
+
 def piecewise_linear_dual(f: Coefficients, g: Coefficients, a, b, c):
     """E[f(u) g(v)] for variances a, b > 0 and covariance c within [−√(ab), √(ab)] up to rounding."""
     s = geometric_mean(a, b)

@@ -1,0 +1,367 @@
+"""Functions with kinks or jumps elsewhere than at 0 (clipped ones), at one position of one pair, as lines of code.
+
+Such a function is one + linear·u + absolute·|u| + sign·sign u and terms in (±u − τ)₊ and [±u > τ], so that its
+expectations are moments of normal variables X, Y with correlation ρ beyond h = τ/√a and k = τ'/√b. With
+
+    q = √(1 − ρ²),   R² = h² − 2ρhk + k²,   m = k − ρh,   n = h − ρk,   W = exp(−R²/(2q²)) / 2π
+
+Owen's formulas ("Tables for computing bivariate normal probabilities", 1956, eqs. 2.1 and 2.4) become
+
+    P(X > h, Y > k) = D(h, m) + D(k, n),   D(h, m) = W t g_h(s), or Φ(−h) − W t g_h(s) where m < 0,
+    t = hq/R,   s = (1 + h) q / (q + R + |m|),
+
+with g_h smooth on 0 ≤ s ≤ 1, a few Chebyshev polynomials whose coefficients are looked up for each example, and
+
+    E[δ(X − h) [Y > k]] = W M(|m|/q), or φ(h) − W M(|m|/q) where m < 0,
+
+M being Mills' ratio. All other moments follow by Stein's identity, and nothing in a sum is much larger than the sum but
+where variances are far above the thresholds' squares.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .error_function import MEAN
+from .owen import BEND, COLUMNS, mills, table_of
+from .program import PiecewiseLinear, Threshold, Truncated, tables
+
+if TYPE_CHECKING:
+    from .pointwise import Writer
+
+_EXPONENTIAL_DEGREES = {"float32": 7, "float64": 13}
+_LOWEST = {"float32": -60.0, "float64": -600.0}
+"""Exponents below which exp is 0: less than that would be subnormal numbers."""
+
+_MANTISSA = {"float32": 23, "float64": 52}
+_LN2_HIGH = {"float32": 0.693359375, "float64": 0.693147180369123816490}
+_LEAST_Q = {"float32": 1e-6, "float64": 1e-40}
+"""Less than any q but 0, and products of six such are numbers."""
+
+_HIGHEST = 200.0
+"""Thresholds farther out, in units of the deviation, are as good as this."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Variables of two thresholds: P(X > h, Y > k), E[δ(X − h) [Y > k]], E[δ(Y − k) [X > h]] and qW."""
+
+    probability: str
+    left: str
+    right: str
+    corner: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """One function and one side's variables. `levels` are its thresholds; that of |u| and sign u at 0 comes first."""
+
+    which: str
+    core: PiecewiseLinear
+    levels: tuple[Threshold, ...]
+    root: str
+    inverse: str
+    one: float
+    linear: float
+
+
+def truncated(writer: Writer, place: int, rule: Truncated) -> str:
+    """The expectation, by moments of one variable where u and v are equal."""
+    f, g = _side(writer, place, "a", rule.f, rule.left), _side(writer, place, "b", rule.g, rule.right)
+    middle = writer.shared_value(writer.plain_dual(place, rule.f, rule.g))
+    equal = " + ".join((middle, *_equal(writer, place, rule, f)))
+    if writer.mode == "first":
+        return _guarded(writer, place, f, g, equal)
+    c, parts = writer.of(place), [middle]
+    for own, other in ((f, g), (g, f)):
+        for level in other.levels:
+            if level.threshold and (own.one or own.linear):
+                constant, slope = writer.constant(own.one), writer.constant(own.linear)
+                with_slope = f"({slope} * {c}) * {_first_slope(writer, place, other, level)}"
+                parts.append(f"fma({constant}, {_first(writer, place, other, level)}, {with_slope})")
+    parts += [
+        _product(writer, place, (f, first), (g, second))
+        for first in f.levels
+        for second in g.levels
+        if first.threshold or second.threshold
+    ]
+    value, equal = writer.shared_value(" + ".join(parts)), writer.shared_value(equal)
+    chosen = f"where_equal({f.inverse}, {g.inverse}, {equal}, {value})"
+    chosen = f"where_less({writer.correlation(place)}, {writer.constant(1.0)}, {value}, {chosen})"
+    return _guarded(writer, place, f, g, chosen)
+
+
+def _guarded(writer: Writer, place: int, f: Side, g: Side, value: str) -> str:
+    """Where a variance is zero the signal is 0: f(0) E g(v), with f's own value at 0."""
+    if not writer.guarded:
+        return value
+    zero, value = writer.constant(0.0), writer.shared_value(value)
+    no_a = f"{writer.constant(f.core.at_zero)} * {_mean(writer, place, g)}"
+    no_b = f"{writer.constant(g.core.at_zero)} * {_mean(writer, place, f)}"
+    inner = writer.shared_value(f"where_equal({g.root}, {zero}, {no_b}, {value})")
+    return f"where_equal({f.root}, {zero}, {no_a}, {inner})"
+
+
+def _equal(writer: Writer, place: int, rule: Truncated, side: Side) -> list[str]:
+    """What E[f(u) g(u)] has beside that of the piecewise linear parts: moments of x = (±u − τ)₊.
+
+    Beyond a threshold the functions are the terms of this threshold and a line in x, from all others before it.
+    """
+    sums: dict[float, list[float]] = {}
+    for sign in (1.0, -1.0):
+        levels = {
+            "f": {level.threshold: level for level in rule.left if level.sign == sign},
+            "g": {level.threshold: level for level in rule.right if level.sign == sign},
+        }
+        for threshold in sorted({*levels["f"], *levels["g"]}):
+            (line_f, own_f), (line_g, own_g) = (
+                _beyond(core, levels[name], threshold, sign) for core, name in ((rule.f, "f"), (rule.g, "g"))
+            )
+            products = np.convolve(line_f + own_f, line_g + own_g) - np.convolve(line_f, line_g)
+            total = sums.setdefault(threshold, [0.0, 0.0, 0.0])
+            sums[threshold] = [x + float(y) for x, y in zip(total, products, strict=True)]
+    return [_moment_sum(writer, place, side, threshold, powers) for threshold, powers in sums.items()]
+
+
+def _beyond(
+    core: PiecewiseLinear, levels: dict[float, Threshold], threshold: float, sign: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A function just beyond a threshold as a line in x, (constant, slope): without its own terms there, and those."""
+    slope = sign * core.linear + core.absolute
+    line = np.array([core.one + sign * core.sign + slope * threshold, slope])
+    for level in levels.values():
+        if level.threshold < threshold:
+            line += [level.jump + level.weight * (threshold - level.threshold), level.weight]
+    own = levels.get(threshold)
+    return line, np.array([own.jump, own.weight] if own else [0.0, 0.0])
+
+
+def _moment_sum(writer: Writer, place: int, side: Side, threshold: float, powers: list[float]) -> str:
+    """Σ_n powers[n] E x^n, where E x = √a φ(h) − τ Φ(−h) and E x² = (a + τ²) Φ(−h) − τ √a φ(h)."""
+    level = Threshold(threshold, 1.0, 0.0, 0.0)
+    tail, density = (_column(writer, place, side, level, column) for column in (0, 1))
+    none, one, two = powers
+    variance = writer.roots(place)[f"{side.which}variance"]
+    by_tail = writer.constant(none - threshold * one + threshold**2 * two)
+    by_density = f"({writer.constant(one - threshold * two)} * {side.root}) * {density}"
+    return f"fma(fma({writer.constant(two)}, {variance}, {by_tail}), {tail}, {by_density})"
+
+
+def _side(writer: Writer, place: int, which: str, core: PiecewiseLinear, levels: tuple[Threshold, ...]) -> Side:
+    """With |u| = 2u₊ − u and sign u = 2 [u > 0] − 1."""
+    names = writer.roots(place)
+    middle = (Threshold(0.0, 1.0, 2.0 * core.absolute, 2.0 * core.sign),) if core.absolute or core.sign else ()
+    one, linear = core.one - core.sign, core.linear - core.absolute
+    return Side(which, core, middle + levels, names[f"{which}root"], names[f"{which}inverse"], one, linear)
+
+
+def _height(writer: Writer, side: Side, level: Threshold) -> str:
+    h, most = writer.shared_value(f"{writer.constant(level.threshold)} * {side.inverse}"), writer.constant(_HIGHEST)
+    return writer.shared_value(f"where_less({h}, {most}, {h}, {most})")
+
+
+def _row(writer: Writer, place: int, side: Side, level: Threshold) -> str:
+    """Where the coefficients of g_h start."""
+    slot, table = writer.slot(place, False), tables(writer.layout.program).index(table_of(level.threshold))
+    assert slot is not None
+    # Where an example meets itself, what was just looked up lies across the lanes.
+    which = "b" if writer.mode == "first" else side.which
+    return writer.shared_value(writer.access.row(which, slot, table))
+
+
+def _column(writer: Writer, place: int, side: Side, level: Threshold, column: int) -> str:
+    return writer.shared_value(writer.coefficient(side.which, _row(writer, place, side, level), column))
+
+
+def _first(writer: Writer, place: int, side: Side, level: Threshold) -> str:
+    """E of the level's terms: weight · (√a φ(h) − τ Φ(−h)) + jump · Φ(−h)."""
+    tail, density = (_column(writer, place, side, level, column) for column in (0, 1))
+    rest = f"{writer.constant(level.jump - level.weight * level.threshold)} * {tail}"
+    return writer.shared_value(f"fma({writer.constant(level.weight)} * {side.root}, {density}, {rest})")
+
+
+def _first_slope(writer: Writer, place: int, side: Side, level: Threshold) -> str:
+    """E of their derivative: ±(weight · Φ(−h) + jump · φ(h) / √a)."""
+    tail, density = (_column(writer, place, side, level, column) for column in (0, 1))
+    rest = f"{writer.constant(level.sign * level.jump)} * ({density} * {side.inverse})"
+    return writer.shared_value(f"fma({writer.constant(level.sign * level.weight)}, {tail}, {rest})")
+
+
+def _mean(writer: Writer, place: int, side: Side) -> str:
+    start = f"fma({writer.constant(side.core.absolute * MEAN)}, {side.root}, {writer.constant(side.core.one)})"
+    levels = (_first(writer, place, side, level) for level in side.levels if level.threshold)
+    return f"({' + '.join((start, *levels))})"
+
+
+def _product(writer: Writer, place: int, left: tuple[Side, Threshold], right: tuple[Side, Threshold]) -> str:
+    """E of the product of two levels' terms, by Stein's identity from the moments of order 0."""
+    (f, first), (g, second) = left, right
+    moments = _moments(writer, place, left, right)
+    h, k = (_height(writer, side, level) if level.threshold else "" for side, level in (left, right))
+    rho = _signed(writer, place, first.sign * second.sign)
+    p, a, b = moments.probability, moments.left, moments.right
+    parts = []
+    if first.weight and second.weight:
+        value = f"fma(fma({h}, {k}, {rho}), {p}, {moments.corner})" if h and k else f"fma({rho}, {p}, {moments.corner})"
+        value += f" - {h} * {b}" if h else ""
+        value += f" - {k} * {a}" if k else ""
+        parts.append(f"({writer.constant(first.weight * second.weight)} * ({f.root} * {g.root})) * ({value})")
+    if first.weight and second.jump:
+        value = f"fma({rho}, {b}, {a})" + (f" - {h} * {p}" if h else "")
+        parts.append(f"({writer.constant(first.weight * second.jump)} * {f.root}) * ({value})")
+    if first.jump and second.weight:
+        value = f"fma({rho}, {a}, {b})" + (f" - {k} * {p}" if k else "")
+        parts.append(f"({writer.constant(first.jump * second.weight)} * {g.root}) * ({value})")
+    if first.jump and second.jump:
+        parts.append(f"{writer.constant(first.jump * second.jump)} * {p}")
+    return writer.shared_value(" + ".join(parts))
+
+
+def _signed(writer: Writer, place: int, sign: float) -> str:
+    """±ρ, held within ±1."""
+    one, minus = writer.constant(1.0), writer.constant(-1.0)
+    rho = writer.correlation(place)
+    rho = writer.shared_value(f"where_less({rho}, {one}, {rho}, {one})")
+    rho = writer.shared_value(f"where_less({minus}, {rho}, {rho}, {minus})")
+    return rho if sign > 0 else writer.shared_value(f"{minus} * {rho}")
+
+
+def _moments(writer: Writer, place: int, left: tuple[Side, Threshold], right: tuple[Side, Threshold]) -> Moments:
+    """What all expectations of two levels share. Both signs of ρ that two thresholds meet with are one call."""
+    (f, first), (g, second) = left, right
+    sign = first.sign * second.sign
+    names, key = writer.roots(place), f"moments {first.threshold} {second.threshold}"
+    if f"{key} {sign}" not in names:
+        signs = [
+            x.sign * y.sign
+            for x in f.levels
+            for y in g.levels
+            if (x.threshold, y.threshold) == (first.threshold, second.threshold)
+        ]
+        signs = sorted({*signs}, reverse=True)
+        one, least = writer.constant(1.0), writer.constant(_LEAST_Q[writer.dtype])
+        gaps = {f"gap{i}": writer.shared_value(f"{one} - {_signed(writer, place, x)}") for i, x in enumerate(signs)}
+        rho = _signed(writer, place, 1.0)
+        q = writer.shared_value(f"sqrt(({one} - {rho}) * ({one} + {rho}))")
+        given = {"q": writer.shared_value(f"where_less({q}, {least}, {least}, {q})")} | gaps
+        for row, height, (side, level) in (("row_a", "h", left), ("row_b", "k", right)):
+            if level.threshold:
+                given |= {row: _row(writer, place, side, level), height: _height(writer, side, level)}
+        function, numbers = _function(writer, tuple(given), len(signs), bool(first.threshold), bool(second.threshold))
+        local = len(writer.lines)
+        results = [[f"{part}{i}_{local}" for part in ("p", "da", "db", "qw")] for i in range(len(signs))]
+        made = ", ".join(name for group in results for name in group)
+        writer.lines.append(f"{made} = {function}(C, H, {', '.join(given.values())}, cs, {numbers})")
+        for x, group in zip(signs, results, strict=True):
+            names[f"{key} {x}"] = " ".join(group)
+    return Moments(*names[f"{key} {sign}"].split())
+
+
+def _function(writer: Writer, arguments: tuple[str, ...], signs: int, left: bool, right: bool) -> tuple[str, int]:
+    """The function of the moments of two thresholds, of which one may be 0, for one ρ or for both signs of it."""
+    piece = writer.piece()
+    sides = [("a", "h", "m")] * left + [("b", "k", "n")] * right
+    for i in map(str, range(signs)):
+        _distances(piece, i, left, right)
+        _inverses(piece, i, sides)
+        _exponential(piece, i, f"{piece.constant(-0.5)} * (ratio{i} * ratio{i})")
+        for offset in "mn":
+            r = f"r_{offset}{i}"
+            piece.define(f"mills_{offset}{i}", f"{r} * {piece.horner(mills(piece.dtype), r)}")
+    _smooth_tails(piece, [f"{side}{i}" for i in range(signs) for side, _, _ in sides])
+    zero, results = piece.constant(0.0), []
+    for i in map(str, range(signs)):
+        weight = piece.define(f"W{i}", f"{piece.constant(0.5 / math.pi)} * power{i}")
+        parts = []
+        for side, level, offset in sides:
+            inside = piece.define(f"in_{side}{i}", f"{weight} * (({level} * q) * (q * over{i})) * g_{side}{i}")
+            tail = piece.coefficient(side, f"row_{side}", 0)
+            value = f"where_less(off_{offset}{i}, {zero}, {tail} - {inside}, {inside})"
+            parts.append(piece.define(f"d_{side}{i}", value))
+        results.append(" + ".join(parts))
+        for side, offset, has_row in (("a", "m", left), ("b", "n", right)):
+            edge = piece.define(f"edge_{side}{i}", f"{weight} * mills_{offset}{i}")
+            density = piece.coefficient(side, f"row_{side}", 1) if has_row else piece.constant(MEAN / 2.0)
+            results.append(piece.define(edge, f"where_less(off_{offset}{i}, {zero}, {density} - {edge}, {edge})"))
+        results.append(f"q * {weight}")
+    return writer.source.piece("moments", f"C, H, {', '.join(arguments)}", piece, ", ".join(results))
+
+
+def _distances(piece: Writer, i: str, left: bool, right: bool) -> None:
+    """m, n and R."""
+    if left and right:
+        piece.define("d", "k - h")
+        piece.define(f"off_m{i}", f"fma(gap{i}, h, d)")
+        piece.define(f"off_n{i}", f"fma(gap{i}, k, {piece.constant(-1.0)} * d)")
+        piece.define(f"R{i}", f"sqrt(fma(d, d, {piece.constant(2.0)} * (h * k) * gap{i}))")
+    else:
+        level, near, far = ("h", "m", "n") if left else ("k", "n", "m")
+        piece.define(f"off_{near}{i}", f"(gap{i} - {piece.constant(1.0)}) * {level}")
+        piece.define(f"off_{far}{i}", level)
+        piece.define(f"R{i}", level)
+    # Both h q and k q are at most R, but for rounding.
+    for level in ("h",) * left + ("k",) * right:
+        piece.define("bound", f"{level} * q")
+        piece.define(f"R{i}", f"where_less(R{i}, bound, bound, R{i})")
+
+
+def _inverses(piece: Writer, i: str, sides: list[tuple[str, str, str]]) -> None:
+    """1/(qR), R/q, the arguments of Mills' ratio and those of the smooth tails, by one division."""
+    bend, four = piece.constant(BEND), piece.constant(4.0)
+    for offset in "mn":
+        piece.define(f"size_{offset}", f"absolute(off_{offset}{i})")
+        piece.define(f"below_{offset}", f"fma({bend}, size_{offset}, q)")
+    for side, _, offset in sides:
+        piece.define(f"under_{side}", f"(q + R{i}) + size_{offset}")
+    piece.define("product", f"q * R{i}")
+    piece.define("below", "below_m * below_n")
+    piece.define("under", " * ".join(f"under_{side}" for side, _, _ in sides))
+    piece.define("inverse", f"{piece.constant(1.0)} / (product * (below * under))")
+    piece.define(f"over{i}", "inverse * (below * under)")
+    piece.define(f"ratio{i}", f"R{i} * (R{i} * over{i})")
+    piece.define("share", "(q * product) * inverse")
+    for offset, other in ("mn", "nm"):
+        piece.define(f"r_{offset}{i}", f"(share * under) * below_{other}")
+    for side, level, _ in sides:
+        others = "".join(f" * under_{other}" for other, _, _ in sides if other != side)
+        inner = f"({piece.constant(1.0)} + {level}) * ((share * below){others})"
+        piece.define(f"x_{side}{i}", f"fma({four}, {inner}, {piece.constant(-2.0)})")
+
+
+def _smooth_tails(piece: Writer, chains: list[str]) -> None:
+    """g_h(s) for each side and sign, by Clenshaw's recurrence."""
+    zero, half = piece.constant(0.0), piece.constant(0.5)
+    here, before = "u", "v"
+    for chain in chains:
+        piece.define(f"{here}_{chain}", zero)
+        piece.define(f"{before}_{chain}", zero)
+    for column in range(COLUMNS[piece.dtype] - 1, 1, -1):
+        for side in dict.fromkeys(chain[0] for chain in chains):
+            piece.define(f"c_{side}", piece.coefficient(side, f"row_{side}", column))
+        for chain in chains:
+            x = f"x_{chain}" if column > 2 else f"({half} * x_{chain})"
+            piece.define(f"{before}_{chain}", f"fma({x}, {here}_{chain}, c_{chain[0]} - {before}_{chain})")
+        here, before = before, here
+    for chain in chains:
+        piece.define(f"g_{chain}", f"{here}_{chain}")
+
+
+def _exponential(piece: Writer, i: str, x: str) -> None:
+    """Defines a power, exp x for x ≤ 0, as 2^n times a polynomial; 0 where it is too small to matter."""
+    dtype = piece.dtype
+    lowest, zero = piece.constant(_LOWEST[dtype]), piece.constant(0.0)
+    magic = piece.constant(1.5 * 2.0 ** _MANTISSA[dtype])
+    piece.define("exponent", x)
+    piece.define("held", f"where_less(exponent, {lowest}, {lowest}, exponent)")
+    piece.define("shifted", f"fma(held, {piece.constant(1.0 / math.log(2.0))}, {magic})")
+    piece.define("whole", f"shifted - {magic}")
+    high = _LN2_HIGH[dtype]
+    piece.define("rest", f"fma(whole, {piece.constant(-high)}, held)")
+    piece.define("rest", f"fma(whole, {piece.constant(high - math.log(2.0))}, rest)")
+    series = [1.0 / math.factorial(k) for k in range(_EXPONENTIAL_DEGREES[dtype] + 1)]
+    piece.define(f"power{i}", f"power_of_two(shifted) * {piece.horner(series, 'rest')}")
+    piece.define(f"power{i}", f"where_less(exponent, {lowest}, {zero}, power{i})")
