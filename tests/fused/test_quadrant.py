@@ -46,7 +46,7 @@ ANGLES = np.array([0.0, 1e-3, 0.3, 0.5 * np.pi, 2.5, np.pi])
 def expectations(name):
     """K and Θ of one hidden layer for every two variances and every angle, [2, variances, angles · variances]."""
     function, breaks, largest = FUNCTIONS[name]
-    sizes, f = (0.02, 1.0, largest), Activation(function)
+    sizes, f = (0.03, 1.0, largest), Activation(function)
     found = np.empty((2, len(sizes), len(ANGLES), len(sizes)))
     with jax.enable_x64(True):
         value, step = (lambda u, h=h: np.asarray(h.function(jnp.asarray(u))) for h in (f, f.derivative))
@@ -66,7 +66,7 @@ def expectations(name):
 def test_expectations_against_quadrature(name, dtype):
     """One hidden layer of two inputs."""
     function, _, largest = FUNCTIONS[name]
-    deviations = np.sqrt([0.02, 1.0, largest])
+    deviations = np.sqrt([0.03, 1.0, largest])
     x = np.array([[1.0, 0.0]]) * deviations[:, None]
     unit = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
     y = (unit[:, None] * deviations[:, None]).reshape(-1, 2)
@@ -75,7 +75,8 @@ def test_expectations_against_quadrature(name, dtype):
     found = kernel.evaluate("both", np.sqrt(6.0).astype(dtype) * x.astype(dtype), (np.sqrt(6.0) * y).astype(dtype))
     assert found.dtype == dtype and str(kernel).endswith("the whole network is fused on the CPU")
     expected = expectations(name)
-    scale = np.maximum(1.0, np.max(np.abs(expected[:, :, :3]), axis=2))[..., None]
+    own = expected[:, [0, 1, 2], [0, 1, 2]]
+    scale = np.sqrt(own[:, :, None] * np.tile(own, len(ANGLES))[:, None])
     # Within 1e-3 of ρ = ±1 the root of 1 − ρ² turns an error of rounding into one of its root, in what jumps.
     near = np.where(np.abs(np.sin(ANGLES)) < 0.01, np.sqrt(np.finfo(dtype).eps), 0.0).repeat(3)
     rounding = near * np.outer(deviations, np.tile(deviations, len(ANGLES)))
@@ -85,7 +86,7 @@ def test_expectations_against_quadrature(name, dtype):
 
 @pytest.mark.parametrize(
     "make",
-    [dense(*[jax.nn.hard_tanh] * 2, bias=True), dense(jax.nn.relu6, shrink)],
+    [dense(*[jax.nn.hard_tanh] * 2), dense(jax.nn.relu6, shrink, bias=True)],
     ids=["hard tanh", "a jump"],
 )
 def test_dense_networks(make):
@@ -112,6 +113,15 @@ def test_dense_networks(make):
     single = fused.evaluate("both", x.astype(np.float32))
     assert single.dtype == np.float32
     np.testing.assert_allclose(single[:, ~parallel], both[:, ~parallel], rtol=1e-4, atol=1e-6)
+
+
+def test_a_jump_where_a_signal_is_zero():
+    make = dense(lambda u: jnp.where(u >= 0, jnp.minimum(u, 1.0) + 1.0, 0.0), inputs=2)
+    x = examples(3, (2,))
+    x[1] = 0.0
+    fused, plain = (limit(make, fused=f) for f in (True, False))
+    np.testing.assert_allclose(fused.evaluate("both", x), plain.evaluate("both", x), rtol=1e-11)
+    assert str(fused).endswith("the whole network is fused on the CPU")
 
 
 def test_convolutional_networks():
@@ -143,6 +153,15 @@ def test_variances_far_above_the_thresholds_are_left_to_xla():
     assert "left to XLA" in str(fused) and "takes too many terms" in str(fused)
     fused(x)
     assert str(fused).endswith("the whole network is fused on the CPU")
+
+
+def test_functions_that_are_zero_around_zero_are_left_to_xla_where_no_signal_is_beyond():
+    """Their expectations are then small differences of larger numbers."""
+    make = dense(lambda u: jnp.maximum(u - 1.0, 0.0))
+    x = 0.5 * examples(3, (5,))
+    fused, plain = (limit(make, fused=f) for f in (True, False))
+    np.testing.assert_array_equal(fused(x), plain(x))
+    assert "left to XLA" in str(fused) and "hardly any signal reaches an activation's thresholds" in str(fused)
 
 
 def test_functions_that_have_no_fused_form_say_so():

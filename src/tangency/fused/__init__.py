@@ -4,6 +4,7 @@ from .kinks import COLUMNS as COLUMNS
 from .kinks import TAILS as TAILS
 from .kinks import decay as decay
 from .lower import lower as lower
+from .owen import FARTHEST as FARTHEST
 from .owen import table_of as table_of
 from .pointwise import OPERATIONS as OPERATIONS
 from .program import ErrorFunction as ErrorFunction

@@ -19,6 +19,11 @@ CHEBYSHEV = {"float32": 18, "float64": 42}
 COLUMNS = {dtype: 2 + count for dtype, count in CHEBYSHEV.items()}
 assert all(count % GROUP == 0 for count in COLUMNS.values())
 
+FARTHEST = 3.0
+"""How far out, in units of the deviation, the thresholds of a function may be that is 0 between them: its expectations
+are differences of larger numbers there.
+"""
+
 _SAMPLES = 64
 
 BEND = 0.3
@@ -39,9 +44,11 @@ def mills(dtype: str) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=64)
-def table_of(threshold: float) -> Table:
-    """1, Φ(−h), φ(h) and the Chebyshev coefficients of g_h, for h = threshold / √variance."""
-    return Table(0, 1, 1 + COLUMNS["float64"], lambda variances: _evaluated(threshold, variances), COLUMNS)
+def table_of(threshold: float, least: float = 0.0) -> Table:
+    """1, Φ(−h), φ(h) and the Chebyshev coefficients of g_h, for h = threshold / √variance; for variances from `least`
+    on.
+    """
+    return Table(0, 1, 1 + COLUMNS["float64"], lambda variances: _evaluated(threshold, variances), COLUMNS, least)
 
 
 def _evaluated(threshold: float, variances: np.ndarray) -> Evaluated:
@@ -53,7 +60,8 @@ def _evaluated(threshold: float, variances: np.ndarray) -> Evaluated:
     density = np.exp(-0.5 * h * h) / math.sqrt(2.0 * math.pi)
     numbers = [np.ones_like(h), ndtr(-h), density]
     columns = np.concatenate([np.stack(numbers, axis=-1), found[..., : CHEBYSHEV["float64"]]], axis=-1)
-    # In units of E f², which is about the smaller of the variance and τ²; K multiplies by the larger.
+    # In units of E f², which is about the smaller of the variance and τ²; K multiplies by the larger. Functions that
+    # are 0 around 0 are not served where it is less (see `FARTHEST`).
     size = np.maximum(variances, threshold**2) / np.minimum(variances, threshold**2)
     scale = size * np.exp(-0.5 * h * h) / (2.0 * math.pi)
     left_out = {}

@@ -284,6 +284,15 @@ class Writer:
             names["rho"] = self.define(f"rho_{names['id']}", value)
         return names["rho"]
 
+    def held_correlation(self, place: int) -> str:
+        """ρ, held within ±1."""
+        names = self.roots(place)
+        if "held" not in names:
+            one, minus, rho = self.constant(1.0), self.constant(-1.0), self.correlation(place)
+            held = names["held"] = self.define(f"r_{names['id']}", f"where_less({rho}, {one}, {rho}, {one})")
+            self.define(held, f"where_less({minus}, {held}, {held}, {minus})")
+        return names["held"]
+
     def _angle(self, place: int) -> dict[str, str]:
         """ρ, |ρ| and the parts of the arc cosine that all duals of the field use."""
         names = self.roots(place)
@@ -368,17 +377,21 @@ class Writer:
         return names["sign"]
 
     def _guard(self, names: dict[str, str], f: PiecewiseLinear, g: PiecewiseLinear, value: str) -> str:
-        """Where a variance is zero the signal is 0: f(0) E g(v), with f's own value at 0."""
-        zero = self.constant(0.0)
+        return self.guard(names, f, g, (self.mean(f, names["aroot"]), self.mean(g, names["broot"])), value)
 
-        def mean(h: PiecewiseLinear, root: str) -> str:
-            inside = f"fma({self.constant(h.absolute * MEAN)}, {root}, {self.constant(h.one)})"
-            return f"where_equal({root}, {zero}, {self.constant(h.at_zero)}, {inside})"
+    def mean(self, f: PiecewiseLinear, root: str) -> str:
+        """E f(u)."""
+        return f"fma({self.constant(f.absolute * MEAN)}, {root}, {self.constant(f.one)})"
 
-        no_a = f"{self.constant(f.at_zero)} * {mean(g, names['broot'])}"
-        no_b = f"{self.constant(g.at_zero)} * {mean(f, names['aroot'])}"
-        inner = f"where_equal({names['broot']}, {zero}, {no_b}, {value})"
-        return f"where_equal({names['aroot']}, {zero}, {no_a}, {inner})"
+    def guard(
+        self, names: dict[str, str], f: PiecewiseLinear, g: PiecewiseLinear, means: tuple[str, str], value: str
+    ) -> str:
+        """Where a variance is zero the signal is 0: f(0) E g(v), with f's own value at 0; `means` are E f and E g."""
+        zero, a, b = self.constant(0.0), names["aroot"], names["broot"]
+        at_zero = self.constant(f.at_zero), self.constant(g.at_zero)
+        no_a = f"{at_zero[0]} * where_equal({b}, {zero}, {at_zero[1]}, {means[1]})"
+        no_b = f"{at_zero[1]} * where_equal({a}, {zero}, {at_zero[0]}, {means[0]})"
+        return f"where_equal({a}, {zero}, {no_a}, where_equal({b}, {zero}, {no_b}, {value}))"
 
     def formula(self, place: int, steps: tuple[tuple[str, tuple[Operand, ...]], ...]) -> str:
         """A closed form, operation by operation. Comparisons are written where a selection asks for them."""

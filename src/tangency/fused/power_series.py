@@ -27,7 +27,7 @@ def series(writer: Writer, place: int, rule: Series) -> str:
     first, step = rule.f.first, rule.f.step
     value = f"{writer.of(place)} * {total}" if rule.integrated else _combined(writer, first + 1, total, step, slope)
     if first:
-        value = f"{names['clamped']} * ({value})"
+        value = f"{writer.held_correlation(place)} * ({value})"
     if rule.origins:
         left, right = (mean_of(known.index(table)) for table in rule.origins)
         value = f"{value} + {names['a' + left]} * {names['b' + right]}"
@@ -92,13 +92,9 @@ def _needs_slope(writer: Writer, place: int, rule: Series) -> bool:
 
 def _powers(writer: Writer, place: int, step: int) -> tuple[str, str]:
     """x = ρ or ρ², and x², for ρ held within ±1."""
-    names, one, minus = writer.roots(place), writer.constant(1.0), writer.constant(-1.0)
-    local, rho = names["id"], writer.correlation(place)
-    if "clamped" not in names:
-        names["clamped"] = writer.define(f"r_{local}", f"where_less({rho}, {one}, {rho}, {one})")
-        writer.define(names["clamped"], f"where_less({minus}, {names['clamped']}, {names['clamped']}, {minus})")
+    names, x = writer.roots(place), writer.held_correlation(place)
+    local = names["id"]
     if f"power{step}" not in names:
-        x = names["clamped"]
         names[f"power{step}"] = x if step == 1 else writer.define(f"x2_{local}", f"{x} * {x}")
     x = names[f"power{step}"]
     if f"square{step}" not in names:

@@ -117,30 +117,31 @@ class Series:
 
 @dataclass(frozen=True)
 class Threshold:
-    """weight · (sign · u − threshold)₊ + jump · [sign · u > threshold], sign = ±1."""
+    """weight · (sign · u − threshold)₊ + jump · [sign · u > threshold], sign = ±1; what `owen` tabulates of it."""
 
     threshold: float
     sign: float
     weight: float
     jump: float
+    table: Table | None
 
 
 @dataclass(frozen=True)
 class Truncated:
     """E[f(u) g(v)] of piecewise linear functions with kinks or jumps elsewhere than at 0.
 
-    `left` and `right` are what f and g have beside their piecewise linear parts; `tables` those of all thresholds.
+    `left` and `right` are what f and g have beyond the thresholds; f and g themselves are what they are around 0.
     """
 
     f: PiecewiseLinear
     left: tuple[Threshold, ...]
     g: PiecewiseLinear
     right: tuple[Threshold, ...]
-    tables: tuple[Table, ...]
 
     @property
     def rows(self) -> tuple[tuple[Table, Table], ...]:
-        return tuple((table, table) for table in self.tables)
+        tables = dict.fromkeys(level.table for level in self.left + self.right)
+        return tuple((table, table) for table in tables if table is not None)
 
     @property
     def means(self) -> tuple[Table, ...]:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .error_function import MEAN
-from .owen import BEND, COLUMNS, mills, table_of
+from .owen import BEND, COLUMNS, mills
 from .program import PiecewiseLinear, Threshold, Truncated, tables
 
 if TYPE_CHECKING:
@@ -79,10 +79,11 @@ def truncated(writer: Writer, place: int, rule: Truncated) -> str:
     c, parts = writer.of(place), [middle]
     for own, other in ((f, g), (g, f)):
         for level in other.levels:
-            if level.threshold and (own.one or own.linear):
-                constant, slope = writer.constant(own.one), writer.constant(own.linear)
-                with_slope = f"({slope} * {c}) * {_first_slope(writer, place, other, level)}"
-                parts.append(f"fma({constant}, {_first(writer, place, other, level)}, {with_slope})")
+            if level.threshold and own.one:
+                parts.append(f"{writer.constant(own.one)} * {_first(writer, place, other, level)}")
+            if level.threshold and own.linear:
+                slope = _first_slope(writer, place, other, level)
+                parts.append(f"({writer.constant(own.linear)} * {c}) * {slope}")
     parts += [
         _product(writer, place, (f, first), (g, second))
         for first in f.levels
@@ -96,14 +97,10 @@ def truncated(writer: Writer, place: int, rule: Truncated) -> str:
 
 
 def _guarded(writer: Writer, place: int, f: Side, g: Side, value: str) -> str:
-    """Where a variance is zero the signal is 0: f(0) E g(v), with f's own value at 0."""
     if not writer.guarded:
         return value
-    zero, value = writer.constant(0.0), writer.shared_value(value)
-    no_a = f"{writer.constant(f.core.at_zero)} * {_mean(writer, place, g)}"
-    no_b = f"{writer.constant(g.core.at_zero)} * {_mean(writer, place, f)}"
-    inner = writer.shared_value(f"where_equal({g.root}, {zero}, {no_b}, {value})")
-    return f"where_equal({f.root}, {zero}, {no_a}, {inner})"
+    means = _mean(writer, place, f), _mean(writer, place, g)
+    return writer.guard(writer.roots(place), f.core, g.core, means, writer.shared_value(value))
 
 
 def _equal(writer: Writer, place: int, rule: Truncated, side: Side) -> list[str]:
@@ -112,6 +109,7 @@ def _equal(writer: Writer, place: int, rule: Truncated, side: Side) -> list[str]
     Beyond a threshold the functions are the terms of this threshold and a line in x, from all others before it.
     """
     sums: dict[float, list[float]] = {}
+    any_level = {level.threshold: level for level in rule.left + rule.right}
     for sign in (1.0, -1.0):
         levels = {
             "f": {level.threshold: level for level in rule.left if level.sign == sign},
@@ -124,7 +122,7 @@ def _equal(writer: Writer, place: int, rule: Truncated, side: Side) -> list[str]
             products = np.convolve(line_f + own_f, line_g + own_g) - np.convolve(line_f, line_g)
             total = sums.setdefault(threshold, [0.0, 0.0, 0.0])
             sums[threshold] = [x + float(y) for x, y in zip(total, products, strict=True)]
-    return [_moment_sum(writer, place, side, threshold, powers) for threshold, powers in sums.items()]
+    return [_moment_sum(writer, place, side, any_level[threshold], powers) for threshold, powers in sums.items()]
 
 
 def _beyond(
@@ -140,11 +138,10 @@ def _beyond(
     return line, np.array([own.jump, own.weight] if own else [0.0, 0.0])
 
 
-def _moment_sum(writer: Writer, place: int, side: Side, threshold: float, powers: list[float]) -> str:
+def _moment_sum(writer: Writer, place: int, side: Side, level: Threshold, powers: list[float]) -> str:
     """Σ_n powers[n] E x^n, where E x = √a φ(h) − τ Φ(−h) and E x² = (a + τ²) Φ(−h) − τ √a φ(h)."""
-    level = Threshold(threshold, 1.0, 0.0, 0.0)
     tail, density = (_column(writer, place, side, level, column) for column in (0, 1))
-    none, one, two = powers
+    threshold, (none, one, two) = level.threshold, powers
     variance = writer.roots(place)[f"{side.which}variance"]
     by_tail = writer.constant(none - threshold * one + threshold**2 * two)
     by_density = f"({writer.constant(one - threshold * two)} * {side.root}) * {density}"
@@ -154,7 +151,7 @@ def _moment_sum(writer: Writer, place: int, side: Side, threshold: float, powers
 def _side(writer: Writer, place: int, which: str, core: PiecewiseLinear, levels: tuple[Threshold, ...]) -> Side:
     """With |u| = 2u₊ − u and sign u = 2 [u > 0] − 1."""
     names = writer.roots(place)
-    middle = (Threshold(0.0, 1.0, 2.0 * core.absolute, 2.0 * core.sign),) if core.absolute or core.sign else ()
+    middle = (Threshold(0.0, 1.0, 2.0 * core.absolute, 2.0 * core.sign, None),) if core.absolute or core.sign else ()
     one, linear = core.one - core.sign, core.linear - core.absolute
     return Side(which, core, middle + levels, names[f"{which}root"], names[f"{which}inverse"], one, linear)
 
@@ -166,7 +163,7 @@ def _height(writer: Writer, side: Side, level: Threshold) -> str:
 
 def _row(writer: Writer, place: int, side: Side, level: Threshold) -> str:
     """Where the coefficients of g_h start."""
-    slot, table = writer.slot(place, False), tables(writer.layout.program).index(table_of(level.threshold))
+    slot, table = writer.slot(place, False), tables(writer.layout.program).index(level.table)
     assert slot is not None
     # Where an example meets itself, what was just looked up lies across the lanes.
     which = "b" if writer.mode == "first" else side.which
@@ -192,7 +189,7 @@ def _first_slope(writer: Writer, place: int, side: Side, level: Threshold) -> st
 
 
 def _mean(writer: Writer, place: int, side: Side) -> str:
-    start = f"fma({writer.constant(side.core.absolute * MEAN)}, {side.root}, {writer.constant(side.core.one)})"
+    start = writer.mean(side.core, side.root)
     levels = (_first(writer, place, side, level) for level in side.levels if level.threshold)
     return f"({' + '.join((start, *levels))})"
 
@@ -223,11 +220,8 @@ def _product(writer: Writer, place: int, left: tuple[Side, Threshold], right: tu
 
 def _signed(writer: Writer, place: int, sign: float) -> str:
     """±ρ, held within ±1."""
-    one, minus = writer.constant(1.0), writer.constant(-1.0)
-    rho = writer.correlation(place)
-    rho = writer.shared_value(f"where_less({rho}, {one}, {rho}, {one})")
-    rho = writer.shared_value(f"where_less({minus}, {rho}, {rho}, {minus})")
-    return rho if sign > 0 else writer.shared_value(f"{minus} * {rho}")
+    rho = writer.held_correlation(place)
+    return rho if sign > 0 else writer.shared_value(f"{writer.constant(-1.0)} * {rho}")
 
 
 def _moments(writer: Writer, place: int, left: tuple[Side, Threshold], right: tuple[Side, Threshold]) -> Moments:

@@ -61,13 +61,15 @@ class Evaluated(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A mean, E[f(u) g(u)], and h_k / √(k + 1) for k = first, first + step, …, of one variance, or what `kinks` says.
+    """A mean, E[f(u) g(u)], and h_k / √(k + 1) for k = first, first + step, …, of one variance, or what `kinks` or
+    `owen` says.
 
     Attributes:
         columns: how many numbers that are.
         evaluate: finds them at many variances, when they are first needed.
-        whole: for coefficients that are not those of a power series, or not only (see `kinks` and `quadrant`), how many
+        whole: for coefficients that are not those of a power series, or not only (see `kinks` and `owen`), how many
             columns are looked up in each precision.
+        least: the variance from which on it may be used.
     """
 
     first: int
@@ -75,6 +77,7 @@ class Table:
     columns: int
     evaluate: Callable[[np.ndarray], Evaluated]
     whole: Mapping[str, int] | None = None
+    least: float = 0.0
 
     @property
     def padded(self) -> int:
@@ -162,6 +165,8 @@ def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int
         OutOfRangeError: a variance is not in the tables, or their terms are too few or fit too badly for it.
     """
     low, high = variances
+    if low < max(f.least, g.least):
+        raise OutOfRangeError(f"with variances down to {low:.3g}, hardly any signal reaches an activation's thresholds")
     if low < max(f.accurate[0], g.accurate[0]) or high > min(f.accurate[1], g.accurate[1]):
         raise OutOfRangeError(f"variances from {low:.3g} to {high:.3g} are not all in the tables of its activations")
     if f.whole is not None and g.whole is not None:
@@ -182,4 +187,4 @@ def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int
 
 
 def _too_large(variance: float) -> str:
-    return f"with variances up to {variance:.3g}, the series of an activation takes too many terms"
+    return f"with variances up to {variance:.3g}, the expansion of an activation takes too many terms"

@@ -87,11 +87,11 @@ def fuse(graph: Graph, threads: int | None) -> Fusion:
 
 
 def _rule(left: Elementwise, right: Elementwise, slopes: bool) -> Rule:
-    """How E[f(u) g(v)], or E[f′ g′], is found in a fused program: in closed form where it can hold that, else by a
-    series, which is one and the same for both.
+    """How E[f(u) g(v)], or E[f′ g′], is found in a fused program: in closed form where it can hold that, by moments of
+    truncated normal variables, else by a series; parts of the last two serve both.
 
     Raises:
-        NotFusedError: both functions have kinks elsewhere than at 0, and no closed form.
+        NotFusedError: both functions have kinks elsewhere than at 0, are not piecewise linear and have no closed form.
     """
     errors = _error_functions(left, right)
     if errors is not None:

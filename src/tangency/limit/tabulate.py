@@ -8,7 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..fused import COLUMNS, TAILS, Evaluated, PiecewiseLinear, Series, Table, Threshold, Truncated, decay, table_of
+from ..fused import (
+    COLUMNS,
+    FARTHEST,
+    TAILS,
+    Evaluated,
+    PiecewiseLinear,
+    Series,
+    Table,
+    Threshold,
+    Truncated,
+    decay,
+    table_of,
+)
 from .duals import Activation, product_mean, thresholds
 from .duals import coefficients as hermite
 
@@ -51,21 +63,18 @@ def integrated(f: Activation, g: Activation, f_slope: Activation, g_slope: Activ
 
 def truncated(f: Activation, g: Activation) -> Truncated | None:
     """E[f(u) g(v)] of piecewise linear functions by moments of truncated normal variables; None for others."""
-    sides = [_pieces(function) for function in (f, g)]
-    if sides[0] is None or sides[1] is None:
+    if f.span is None or g.span is None or f.zero_value is None or g.zero_value is None:
         return None
-    (core, left), (other, right) = sides[0], sides[1]
-    places = dict.fromkeys(level.threshold for level in left + right)
-    return Truncated(core, left, other, right, tuple(map(table_of, places)))
-
-
-@lru_cache(maxsize=64)
-def _pieces(f: Activation) -> tuple[PiecewiseLinear, tuple[Threshold, ...]] | None:
-    found = None if f.span is None or f.zero_value is None else thresholds(f.span)
-    if found is None:
+    left, right = thresholds(f.span), thresholds(g.span)
+    if left is None or right is None:
         return None
-    core, levels = found
-    return PiecewiseLinear(*core, at_zero=f.zero_value or 0.0), tuple(Threshold(*level) for level in levels)
+    nearest = [min(level.threshold for level in levels) for core, levels in (left, right) if not any(core)]
+    least = (max(nearest, default=0.0) / FARTHEST) ** 2
+    first, second = (PiecewiseLinear(*core, at_zero=_at_zero(h)) for h, (core, _) in ((f, left), (g, right)))
+    above, beyond = (
+        tuple(Threshold(*level, table_of(level.threshold, least)) for level in levels) for _, levels in (left, right)
+    )
+    return Truncated(first, above, second, beyond)
 
 
 def _powers(f: Activation) -> Powers:

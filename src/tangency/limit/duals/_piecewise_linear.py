@@ -76,9 +76,12 @@ def thresholds(span: Span) -> tuple[Coefficients, tuple[Level, ...]] | None:
             core["linear"] += upward * c if power else 0.0
             size = c if power else -c
         found.setdefault((abs(place), sign), [0.0, 0.0])[1 - power] += size
-    scale = 1e-12 * sum(abs(term.coefficient) * (1.0 + abs(term.threshold or 0.0)) for term in span.terms)
-    core = {name: 0.0 if abs(value) <= scale else value for name, value in core.items()}
-    levels = (Level(*place, *values) for place, values in found.items() if max(map(abs, values)) > scale)
+    slope = 1e-12 * sum(abs(term.coefficient) for term in span.terms if term.power)
+    size = 1e-12 * sum(abs(term.coefficient) * abs(term.threshold or 1.0) ** term.power for term in span.terms)
+    rounding = {"one": size, "linear": slope, "absolute": slope, "sign": size}
+    core = {name: 0.0 if abs(value) <= rounding[name] else value for name, value in core.items()}
+    kept = {place: (weight, jump) for place, (weight, jump) in found.items() if abs(weight) > slope or abs(jump) > size}
+    levels = (Level(*place, *values) for place, values in kept.items())
     return Coefficients(**core), tuple(levels)
 
 
