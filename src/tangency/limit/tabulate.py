@@ -68,7 +68,7 @@ def truncated(f: Activation, g: Activation) -> Truncated | None:
     left, right = thresholds(f.span), thresholds(g.span)
     if left is None or right is None:
         return None
-    nearest = [min(level.threshold for level in levels) for core, levels in (left, right) if not any(core)]
+    nearest = [min(level.threshold for level in levels) for core, levels in (left, right) if levels and not any(core)]
     least = (max(nearest, default=0.0) / FARTHEST) ** 2
     first, second = (PiecewiseLinear(*core, at_zero=_at_zero(h)) for h, (core, _) in ((f, left), (g, right)))
     above, beyond = (
