@@ -29,7 +29,8 @@ def constants_of(program: jex.ClosedJaxpr) -> list[Any]:
     found = list(program.consts)
     for equation in program.jaxpr.eqns:
         for value in jax.tree.leaves(list(equation.params.values())):
-            if isinstance(value, jex.Jaxpr):
+            # From JAX 0.12 on the two are one class.
+            if isinstance(value, jex.Jaxpr) and not isinstance(value, jex.ClosedJaxpr):
                 value = jex.ClosedJaxpr(value, ())
             if isinstance(value, jex.ClosedJaxpr):
                 found += constants_of(value)
