@@ -25,6 +25,7 @@ _ON_KEYS = frozenset(
         "transpose",
         "dynamic_slice",
         "gather",
+        "unstack",
     )
 )
 """Primitives that make keys of keys."""
@@ -36,8 +37,8 @@ def keys(interpreter: Interpreter, equation: Equation) -> list[Value] | None:
         return None
     operands = tuple(_content(operand) for operand in equation.operands)
     signature = (equation.name, repr(sorted(equation.parameters.items(), key=lambda item: item[0])), operands)
-    made = interpreter.keys.setdefault(signature, Opaque("a random key"))
-    return [made]
+    count = len(equation.jaxpr_equation.outvars)
+    return [interpreter.keys.setdefault((*signature, place), Opaque("a random key")) for place in range(count)]
 
 
 def mask(interpreter: Interpreter, equation: Equation) -> Value | None:
