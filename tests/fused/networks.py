@@ -3,6 +3,9 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from tangency import limit
 
 WIDTH = 8
 
@@ -54,3 +57,11 @@ class Gated(eqx.Module):
 
 def gated(first, second):
     return lambda key: Gated(key, first, second)
+
+
+def agree(make, x, y, rtol):
+    """Asserts that the whole network is fused and agrees with XLA; returns the fused kernel and XLA's K and Θ."""
+    fused, expected = limit(make, fused=True), limit(make, fused=False).evaluate("both", x, y)
+    np.testing.assert_allclose(fused.evaluate("both", x, y), expected, rtol=rtol)
+    assert str(fused).endswith("the whole network is fused on the CPU")
+    return fused, expected

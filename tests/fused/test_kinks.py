@@ -10,7 +10,7 @@ from tangency.fused.kinks import BEND, EXPONENTS, TAILS, polynomial
 from tangency.fused.tables import OutOfRangeError, terms
 from tangency.limit.duals import Activation
 from tangency.limit.tabulate import integrated, series
-from tests.fused.networks import convolutional, dense, gated
+from tests.fused.networks import agree, convolutional, dense, gated
 from tests.oracles import gaussian
 
 
@@ -87,10 +87,7 @@ def test_convolutional_networks():
     """With a pool, behind which variances are found only once there are coefficients."""
     make = convolutional(jax.nn.selu, jax.nn.elu, "average", True)
     x, y = examples(3, (2, 8, 4)), examples(5, (2, 8, 4), seed=1)
-    fused, plain = limit(make, fused=True), limit(make, fused=False)
-    expected = plain.evaluate("both", x, y)
-    np.testing.assert_allclose(fused.evaluate("both", x, y), expected, rtol=1e-12)
-    assert str(fused).endswith("the whole network is fused on the CPU")
+    fused, expected = agree(make, x, y, 1e-12)
     np.testing.assert_allclose(fused.evaluate("both", x.astype(np.float32), y.astype(np.float32)), expected, rtol=1e-4)
 
 
@@ -98,10 +95,7 @@ def test_convolutional_networks():
 def test_two_functions_of_one_signal(second):
     make = gated(jax.nn.elu, second)
     x, y = examples(6, (5,)), examples(3, (5,), seed=1)
-    fused, plain = limit(make, fused=True), limit(make, fused=False)
-    found = fused.evaluate("both", x, y)
-    assert str(fused).endswith("the whole network is fused on the CPU")
-    np.testing.assert_allclose(found, plain.evaluate("both", x, y), rtol=1e-10)
+    agree(make, x, y, 1e-10)
 
 
 def test_variances_that_the_tables_do_not_fit_are_left_to_xla():

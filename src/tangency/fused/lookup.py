@@ -1,9 +1,8 @@
 """Looking up Hermite coefficients in tables over the variance: compiled functions that generated programs call.
 
 A table's columns: first a mean, E[f(u) g(u)]; then, if any, Hermite coefficients h_k / √(k + 1), or what `kinks` or
-`owen` says.
-They lie in chunks of CHUNK columns: first the values at variance 0, then for each panel of the logarithm of the
-variance, chunk by chunk, the Chebyshev coefficients, those of one polynomial in a row.
+`owen` says. They lie in chunks of CHUNK columns: first the values at variance 0, then for each panel of the logarithm
+of the variance, chunk by chunk, the Chebyshev coefficients, those of one polynomial in a row.
 """
 
 from __future__ import annotations

@@ -319,8 +319,10 @@ class Writer:
 
     def dual(self, place: int, f: PiecewiseLinear, g: PiecewiseLinear) -> str:
         """E[f(u) g(v)], also where a variance is zero."""
-        value = self.plain_dual(place, f, g)
-        return self._guard(self.roots(place), f, g, value) if self.guarded else value
+        value, names = self.plain_dual(place, f, g), self.roots(place)
+        if not self.guarded:
+            return value
+        return self.guard(names, f, g, (self.mean(f, names["aroot"]), self.mean(g, names["broot"])), value)
 
     def plain_dual(self, place: int, f: PiecewiseLinear, g: PiecewiseLinear) -> str:
         """Moments of {1, u, |u|, sign u}: Cho & Saul 2009, equations 3 and 6."""
@@ -375,9 +377,6 @@ class Writer:
             size = f"fma({names['t']}, {p}, {self.constant(1.0)})"
             names["sign"] = self.define(f"sign_{names['id']}", f"copysign({size}, {names['rho']})")
         return names["sign"]
-
-    def _guard(self, names: dict[str, str], f: PiecewiseLinear, g: PiecewiseLinear, value: str) -> str:
-        return self.guard(names, f, g, (self.mean(f, names["aroot"]), self.mean(g, names["broot"])), value)
 
     def mean(self, f: PiecewiseLinear, root: str) -> str:
         """E f(u)."""
