@@ -161,6 +161,8 @@ def flax_examples() -> dict[str, Example]:
             lambda r: n.Bidirectional(n.RNN(n.SimpleCell(IN, OUT, rngs=r)), n.RNN(n.SimpleCell(IN, OUT, rngs=r))),
         ),
     }
+    if hasattr(n, "RoPE"):  # Flax 0.12.12 and later
+        made["RoPE"] = (SEQUENCE, lambda r: n.RoPE())
     found = {name: Example(shape, make, _whole) for name, (shape, make) in made.items()}
     cells = {name: rnn(getattr(n, name)) for name in ("SimpleCell", "GRUCell", "LSTMCell", "OptimizedLSTMCell")}
     found |= cells | {"RNN": cells["SimpleCell"]}
