@@ -61,10 +61,12 @@ ROWS = {
     "conv 5, average, tanh": Row(5, "average", 16, 0, 2, activation="tanh", w_std=1.2),
     "conv 5, average, ELU": Row(5, "average", 16, 0, 0, activation="elu"),
     "conv 5, average, ReLU6": Row(5, "average", 16, 0, 0, activation="relu6"),
+    "conv 5, average, hard swish": Row(5, "average", 16, 0, 0, activation="hard_swish"),
     "Myrtle-5": Row(4, "average", 16, 1, 4, pooled=(1, 2, 3)),
     "dense ReLU": Row(3, "dense", DENSE_N, 1000, 1000),
     "dense GELU": Row(3, "dense", DENSE_N, 1000, 1000, activation="gelu"),
     "dense tanh": Row(3, "dense", DENSE_N, 1000, 500, activation="tanh", w_std=1.0),
     "dense ELU": Row(3, "dense", DENSE_N, 1000, 0, activation="elu"),
     "dense ReLU6": Row(3, "dense", DENSE_N, 1000, 0, activation="relu6"),
+    "dense hard swish": Row(3, "dense", DENSE_N, 1000, 0, activation="hard_swish"),
 }

@@ -11,7 +11,7 @@ from scipy.special import erfcx, owens_t
 
 from tangency import limit
 from tangency.fused.owen import BEND, CHEBYSHEV, mills, smooth_tail, table_of
-from tangency.limit.duals import Activation, thresholds
+from tangency.limit.duals import Activation, pieces
 from tests.fused.networks import agree, convolutional, dense, gated
 from tests.oracles import gaussian
 
@@ -26,11 +26,18 @@ def bent(u):
     return jnp.maximum(u, -0.7) + 0.5 * jax.nn.relu(u) - jnp.where(u > 1.0, 0.4 + 0.3 * u, 0.0)
 
 
+def parabola(u):
+    """Quadratic between two jumps, with a kink at 0, and lines beyond."""
+    return jnp.where(u > 1.5, u - 0.2, jnp.where(u > -1.0, 0.3 * u * u + 0.2 * jnp.abs(u), 0.8 + 0.5 * u))
+
+
 FUNCTIONS = {
     "hard_tanh": (jax.nn.hard_tanh, (-1.0, 1.0), 15.0),
     "relu6": (jax.nn.relu6, (0.0, 6.0), 400.0),
     "shrink": (shrink, (-0.5, 0.5), 3.5),
     "bent": (bent, (-0.7, 0.0, 1.0), 7.0),
+    "hard_swish": (jax.nn.hard_swish, (-3.0, 3.0), 30.0),
+    "parabola": (parabola, (-1.0, 0.0, 1.5), 3.0),
 }
 """With the places where they break, and a large variance."""
 
@@ -86,8 +93,8 @@ def test_expectations_against_quadrature(name, dtype):
 
 @pytest.mark.parametrize(
     "make",
-    [dense(*[jax.nn.hard_tanh] * 2), dense(jax.nn.relu6, shrink, bias=True)],
-    ids=["hard tanh", "a jump"],
+    [dense(*[jax.nn.hard_tanh] * 2), dense(jax.nn.relu6, shrink, bias=True), dense(*[jax.nn.hard_swish] * 2)],
+    ids=["hard tanh", "a jump", "hard swish"],
 )
 def test_dense_networks(make):
     """Zeros, equal and opposite inputs, and one so small that it reaches no threshold."""
@@ -132,9 +139,20 @@ def test_convolutional_networks():
     np.testing.assert_allclose(fused.evaluate("both", x.astype(np.float32), y.astype(np.float32)), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("second", [jax.nn.relu6, jnp.sign, lambda u: u], ids=["relu6", "sign", "identity"])
-def test_two_functions_of_one_signal(second):
-    make = gated(jax.nn.hard_tanh, second)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (jax.nn.hard_tanh, jax.nn.relu6),
+        (jax.nn.hard_tanh, jnp.sign),
+        (jax.nn.hard_tanh, lambda u: u),
+        (jax.nn.hard_swish, shrink),
+        (jnp.square, bent),
+        (parabola, jax.nn.hard_swish),
+    ],
+    ids=["relu6", "sign", "identity", "a square and jumps", "the square", "two with squares"],
+)
+def test_two_functions_of_one_signal(first, second):
+    make = gated(first, second)
     x, y = examples(6, (5,)), examples(3, (5,), seed=1)
     agree(make, x, y, 1e-11)
 
@@ -159,7 +177,7 @@ def test_functions_that_are_zero_around_zero_are_left_to_xla_where_no_signal_is_
 
 
 def test_functions_that_have_no_fused_form_say_so():
-    kernel = limit(dense(jax.nn.hard_swish), fused=True, input_shape=(5,))
+    kernel = limit(dense(lambda u: jnp.sin(jnp.clip(u, -2.0, 2.0))), fused=True, input_shape=(5,))
     assert "evaluated by XLA: no fused form for the activation" in str(kernel)
     assert "it has a kink elsewhere than at 0" in str(kernel)
 
@@ -169,14 +187,14 @@ def test_pieces_add_up_to_the_function(name):
     function = FUNCTIONS[name][0] if name != "mirrored" else lambda u: bent(-u) - 2.0
     activation = Activation(function)
     assert activation.span is not None
-    found = thresholds(activation.span)
+    found = pieces(activation.span)
     assert found is not None
-    core, levels = found
+    core, square, levels = found
     u = np.random.default_rng(0).uniform(-8.0, 8.0, 1000)
-    total = core.one + core.linear * u + core.absolute * np.abs(u) + core.sign * np.sign(u)
+    total = core.one + core.linear * u + core.absolute * np.abs(u) + core.sign * np.sign(u) + square * u**2
     for level in levels:
         beyond = np.maximum(level.sign * u - level.threshold, 0.0)
-        total += level.weight * beyond + level.jump * (beyond > 0.0)
+        total += sum(c * beyond**n * (beyond > 0.0) for n, c in enumerate(level.coefficients))
         assert level.threshold > 0.0
     with jax.enable_x64(True):
         np.testing.assert_allclose(total, np.asarray(function(jnp.asarray(u))), rtol=1e-11, atol=1e-11)

@@ -12,6 +12,7 @@ from .program import ErrorFunctions as ErrorFunctions
 from .program import Formula as Formula
 from .program import NotFusedError as NotFusedError
 from .program import Operand as Operand
+from .program import Pieces as Pieces
 from .program import Piecewise as Piecewise
 from .program import PiecewiseLinear as PiecewiseLinear
 from .program import Rule as Rule

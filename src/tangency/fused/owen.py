@@ -44,14 +44,16 @@ def mills(dtype: str) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=64)
-def table_of(threshold: float, least: float = 0.0) -> Table:
-    """1, Φ(−h), φ(h) and the Chebyshev coefficients of g_h, for h = threshold / √variance; for variances from `least`
-    on.
+def table_of(threshold: float, order: int = 1, least: float = 0.0) -> Table:
+    """1, Φ(−h), φ(h) and the Chebyshev coefficients of g_h, for h = threshold / √variance; for moments up to E x₊ⁿ y₊ⁿ,
+    n = `order`, and variances from `least` on.
     """
-    return Table(0, 1, 1 + COLUMNS["float64"], lambda variances: _evaluated(threshold, variances), COLUMNS, least)
+    return Table(
+        0, 1, 1 + COLUMNS["float64"], lambda variances: _evaluated(threshold, order, variances), COLUMNS, least
+    )
 
 
-def _evaluated(threshold: float, variances: np.ndarray) -> Evaluated:
+def _evaluated(threshold: float, order: int, variances: np.ndarray) -> Evaluated:
     h = threshold / np.sqrt(variances)
     points = chebpts1(_SAMPLES)
     transform = (2.0 / _SAMPLES) * chebvander(points, _SAMPLES - 1)
@@ -60,13 +62,15 @@ def _evaluated(threshold: float, variances: np.ndarray) -> Evaluated:
     density = np.exp(-0.5 * h * h) / math.sqrt(2.0 * math.pi)
     numbers = [np.ones_like(h), ndtr(-h), density]
     columns = np.concatenate([np.stack(numbers, axis=-1), found[..., : CHEBYSHEV["float64"]]], axis=-1)
-    # In units of E f², which is about the smaller of the variance and τ²; K multiplies by the larger. Functions that
-    # are 0 around 0 are not served where it is less (see `FARTHEST`).
+    # In units of E f², which is about a power of the smaller of the variance and τ²; K multiplies by that of the
+    # larger. Functions that are 0 around 0 are not served where it is less (see `FARTHEST`).
     size = np.maximum(variances, threshold**2) / np.minimum(variances, threshold**2)
-    scale = size * np.exp(-0.5 * h * h) / (2.0 * math.pi)
+    scale = size**order * np.exp(-0.5 * h * h) / (2.0 * math.pi)
     left_out = {}
     for dtype, count in CHEBYSHEV.items():
         rest = scale * np.abs(found[..., count:]).sum(axis=-1)
+        if order > 1:  # E f² of a function that ends as a constant is a small difference of powers of the variance.
+            rest = rest + 0.2 * np.finfo(dtype).eps * (variances / threshold**2) ** order
         left_out[dtype] = np.stack([np.ones_like(rest), rest**2], axis=-1)
     zero = np.zeros(columns.shape[-1])
     zero[0] = 1.0

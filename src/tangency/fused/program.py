@@ -117,30 +117,33 @@ class Series:
 
 @dataclass(frozen=True)
 class Threshold:
-    """weight · (sign · u − threshold)₊ + jump · [sign · u > threshold], sign = ±1; what `owen` tabulates of it."""
+    """Σ_n coefficients[n] xⁿ where x = sign · u − threshold > 0, sign = ±1, else 0; what `owen` tabulates of it."""
 
     threshold: float
     sign: float
-    weight: float
-    jump: float
+    coefficients: tuple[float, float, float]
     table: Table | None
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """A piecewise linear or quadratic function: core + square·u² around 0, and what it has beyond its thresholds."""
+
+    core: PiecewiseLinear
+    square: float
+    levels: tuple[Threshold, ...]
+
+
+@dataclass(frozen=True)
 class Truncated:
-    """E[f(u) g(v)] of piecewise linear functions with kinks or jumps elsewhere than at 0.
+    """E[f(u) g(v)] of two such functions, with kinks or jumps elsewhere than at 0."""
 
-    `left` and `right` are what f and g have beyond the thresholds; f and g themselves are what they are around 0.
-    """
-
-    f: PiecewiseLinear
-    left: tuple[Threshold, ...]
-    g: PiecewiseLinear
-    right: tuple[Threshold, ...]
+    f: Pieces
+    g: Pieces
 
     @property
     def rows(self) -> tuple[tuple[Table, Table], ...]:
-        tables = dict.fromkeys(level.table for level in self.left + self.right)
+        tables = dict.fromkeys(level.table for level in self.f.levels + self.g.levels)
         return tuple((table, table) for table in tables if table is not None)
 
     @property

@@ -1,7 +1,8 @@
 """Functions with kinks or jumps elsewhere than at 0 (clipped ones), at one position of one pair, as lines of code.
 
-Such a function is one + linear·u + absolute·|u| + sign·sign u and terms in (±u − τ)₊ and [±u > τ], so that its
-expectations are moments of normal variables X, Y with correlation ρ beyond h = τ/√a and k = τ'/√b. With
+Such a function is one + linear·u + absolute·|u| + sign·sign u + square·u² and terms in [±u > τ], (±u − τ)₊ and its
+square, so that its expectations are moments of normal variables X, Y with correlation ρ beyond h = τ/√a and k = τ'/√b.
+With
 
     q = √(1 − ρ²),   R² = h² − 2ρhk + k²,   m = k − ρh,   n = h − ρk,   W = exp(−R²/(2q²)) / 2π
 
@@ -21,14 +22,17 @@ where variances are far above the thresholds' squares.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.polynomial import Polynomial
 
 from .error_function import MEAN
 from .owen import BEND, COLUMNS, mills
-from .program import PiecewiseLinear, Threshold, Truncated, tables
+from .program import Pieces, PiecewiseLinear, Threshold, Truncated, tables
 
 if TYPE_CHECKING:
     from .pointwise import Writer
@@ -58,32 +62,34 @@ class Moments:
 
 @dataclass(frozen=True)
 class Side:
-    """One function and one side's variables. `levels` are its thresholds; that of |u| and sign u at 0 comes first."""
+    """One function and one side's variables. `levels` are its thresholds; that of |u| and sign u at 0 comes first.
+
+    The rest of the function around 0 is one + linear·u + square·u².
+    """
 
     which: str
     core: PiecewiseLinear
     levels: tuple[Threshold, ...]
     root: str
     inverse: str
+    variance: str
     one: float
     linear: float
+    square: float
 
 
 def truncated(writer: Writer, place: int, rule: Truncated) -> str:
     """The expectation, by moments of one variable where u and v are equal."""
-    f, g = _side(writer, place, "a", rule.f, rule.left), _side(writer, place, "b", rule.g, rule.right)
-    middle = writer.shared_value(writer.plain_dual(place, rule.f, rule.g))
+    f, g = _side(writer, place, "a", rule.f), _side(writer, place, "b", rule.g)
+    middle = writer.shared_value(" + ".join((writer.plain_dual(place, f.core, g.core), *_squares(writer, place, f, g))))
     equal = " + ".join((middle, *_equal(writer, place, rule, f)))
     if writer.mode == "first":
         return _guarded(writer, place, f, g, equal)
-    c, parts = writer.of(place), [middle]
+    parts = [middle]
     for own, other in ((f, g), (g, f)):
-        for level in other.levels:
-            if level.threshold and own.one:
-                parts.append(f"{writer.constant(own.one)} * {_first(writer, place, other, level)}")
-            if level.threshold and own.linear:
-                slope = _first_slope(writer, place, other, level)
-                parts.append(f"({writer.constant(own.linear)} * {c}) * {slope}")
+        parts += [
+            part for level in other.levels if level.threshold for part in _smooth(writer, place, own, other, level)
+        ]
     parts += [
         _product(writer, place, (f, first), (g, second))
         for first in f.levels
@@ -103,57 +109,98 @@ def _guarded(writer: Writer, place: int, f: Side, g: Side, value: str) -> str:
     return writer.guard(writer.roots(place), f.core, g.core, means, writer.shared_value(value))
 
 
-def _equal(writer: Writer, place: int, rule: Truncated, side: Side) -> list[str]:
-    """What E[f(u) g(u)] has beside that of the piecewise linear parts: moments of x = (±u − τ)₊.
+def _squares(writer: Writer, place: int, f: Side, g: Side) -> list[str]:
+    """What the squares add around 0: E[u² g(v)] = a E g + c² E g″, where |v| has the second derivative 2δ."""
+    c, found = writer.of(place), []
+    for own, other in ((f, g), (g, f)):
+        core, twice = other.core, f"({c} * {c})"
+        if own.square and core.one:
+            found.append(f"{writer.constant(own.square * core.one)} * {own.variance}")
+        if own.square and core.absolute:
+            value = f"fma({own.variance}, {other.root}, {twice} * {other.inverse})"
+            found.append(f"{writer.constant(MEAN * own.square * core.absolute)} * {value}")
+    if f.square and g.square:
+        value = f"fma({writer.constant(2.0)} * {c}, {c}, {f.variance} * {g.variance})"
+        found.append(f"{writer.constant(f.square * g.square)} * {value}")
+    return found
 
-    Beyond a threshold the functions are the terms of this threshold and a line in x, from all others before it.
+
+def _smooth(writer: Writer, place: int, own: Side, other: Side, level: Threshold) -> list[str]:
+    """E of one + linear·u + square·u² times a level's terms g: E[u g] = c E g′ and E[u² g] = a E g + c² E g″."""
+    c, found = writer.of(place), []
+    if own.one:
+        found.append(f"{writer.constant(own.one)} * {_first(writer, place, other, level)}")
+    if own.linear:
+        found.append(f"({writer.constant(own.linear)} * {c}) * {_slope(writer, place, other, level)}")
+    if own.square:
+        first, bend = _first(writer, place, other, level), _bend(writer, place, other, level)
+        found.append(f"{writer.constant(own.square)} * fma({own.variance}, {first}, ({c} * {c}) * {bend})")
+    return found
+
+
+def _equal(writer: Writer, place: int, rule: Truncated, side: Side) -> list[str]:
+    """What E[f(u) g(u)] has beside what the functions are around 0: moments of x = (±u − τ)₊.
+
+    Beyond a threshold the functions are the terms of this threshold and a polynomial in x, from all others before it.
     """
     sums: dict[float, list[float]] = {}
-    any_level = {level.threshold: level for level in rule.left + rule.right}
+    any_level = {level.threshold: level for level in rule.f.levels + rule.g.levels}
     for sign in (1.0, -1.0):
-        levels = {
-            "f": {level.threshold: level for level in rule.left if level.sign == sign},
-            "g": {level.threshold: level for level in rule.right if level.sign == sign},
-        }
-        for threshold in sorted({*levels["f"], *levels["g"]}):
-            (line_f, own_f), (line_g, own_g) = (
-                _beyond(core, levels[name], threshold, sign) for core, name in ((rule.f, "f"), (rule.g, "g"))
+        levels = [{x.threshold: x for x in pieces.levels if x.sign == sign} for pieces in (rule.f, rule.g)]
+        for threshold in sorted({*levels[0], *levels[1]}):
+            (before_f, own_f), (before_g, own_g) = (
+                _beyond(pieces, own, threshold, sign) for pieces, own in zip((rule.f, rule.g), levels, strict=True)
             )
-            products = np.convolve(line_f + own_f, line_g + own_g) - np.convolve(line_f, line_g)
-            total = sums.setdefault(threshold, [0.0, 0.0, 0.0])
+            products = np.convolve(before_f + own_f, before_g + own_g) - np.convolve(before_f, before_g)
+            total = sums.setdefault(threshold, [0.0] * len(products))
             sums[threshold] = [x + float(y) for x, y in zip(total, products, strict=True)]
     return [_moment_sum(writer, place, side, any_level[threshold], powers) for threshold, powers in sums.items()]
 
 
 def _beyond(
-    core: PiecewiseLinear, levels: dict[float, Threshold], threshold: float, sign: float
+    pieces: Pieces, levels: dict[float, Threshold], threshold: float, sign: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A function just beyond a threshold as a line in x, (constant, slope): without its own terms there, and those."""
-    slope = sign * core.linear + core.absolute
-    line = np.array([core.one + sign * core.sign + slope * threshold, slope])
+    """A function just beyond a threshold as a polynomial in x: without its own terms there, and those."""
+    core = pieces.core
+    around = core.one + sign * core.sign, sign * core.linear + core.absolute, pieces.square
+    before = _shifted(around, threshold)
     for level in levels.values():
         if level.threshold < threshold:
-            line += [level.jump + level.weight * (threshold - level.threshold), level.weight]
+            before = before + _shifted(level.coefficients, threshold - level.threshold)
     own = levels.get(threshold)
-    return line, np.array([own.jump, own.weight] if own else [0.0, 0.0])
+    return before, np.array(own.coefficients if own else (0.0, 0.0, 0.0))
 
 
-def _moment_sum(writer: Writer, place: int, side: Side, level: Threshold, powers: list[float]) -> str:
-    """Σ_n powers[n] E x^n, where E x = √a φ(h) − τ Φ(−h) and E x² = (a + τ²) Φ(−h) − τ √a φ(h)."""
+def _shifted(coefficients: tuple[float, float, float], by: float) -> np.ndarray:
+    """The polynomial in x + by, as one in x."""
+    none, one, two = coefficients
+    return np.array([none + by * (one + by * two), one + 2.0 * by * two, two])
+
+
+def _moment_sum(writer: Writer, place: int, side: Side, level: Threshold, powers: Sequence[float]) -> str:
+    """Σ_n powers[n] E x^n = √a q(a) φ(h) + p(a) Φ(−h), where E x^(n+1) = n a E x^(n−1) − τ E x^n."""
     tail, density = (_column(writer, place, side, level, column) for column in (0, 1))
-    threshold, (none, one, two) = level.threshold, powers
-    variance = writer.roots(place)[f"{side.which}variance"]
-    by_tail = writer.constant(none - threshold * one + threshold**2 * two)
-    by_density = f"({writer.constant(one - threshold * two)} * {side.root}) * {density}"
-    return f"fma(fma({writer.constant(two)}, {variance}, {by_tail}), {tail}, {by_density})"
+    one, variance, tau = Polynomial([1.0]), Polynomial([0.0, 1.0]), level.threshold
+    moments = [one, -tau * one], [0.0 * one, one]
+    parts = []
+    for known, scale in zip(moments, (tail, f"{side.root} * {density}"), strict=True):
+        for n in range(1, len(powers) - 1):
+            known.append(n * variance * known[n - 1] - tau * known[n])
+        total = sum((power * moment for power, moment in zip(powers, known, strict=True)), 0.0 * one)
+        coefficients = np.trim_zeros(total.coef, "b").tolist()
+        if coefficients:
+            parts.append(f"({writer.horner(coefficients, side.variance)} * {scale})")
+    return " + ".join(parts) or writer.constant(0.0)
 
 
-def _side(writer: Writer, place: int, which: str, core: PiecewiseLinear, levels: tuple[Threshold, ...]) -> Side:
+def _side(writer: Writer, place: int, which: str, pieces: Pieces) -> Side:
     """With |u| = 2u₊ − u and sign u = 2 [u > 0] − 1."""
-    names = writer.roots(place)
-    middle = (Threshold(0.0, 1.0, 2.0 * core.absolute, 2.0 * core.sign, None),) if core.absolute or core.sign else ()
+    names, core = writer.roots(place), pieces.core
+    at_zero = 2.0 * core.sign, 2.0 * core.absolute, 0.0
+    middle = (Threshold(0.0, 1.0, at_zero, None),) if any(at_zero) else ()
+    root, inverse, variance = (names[f"{which}{number}"] for number in ("root", "inverse", "variance"))
     one, linear = core.one - core.sign, core.linear - core.absolute
-    return Side(which, core, middle + levels, names[f"{which}root"], names[f"{which}inverse"], one, linear)
+    return Side(which, core, middle + pieces.levels, root, inverse, variance, one, linear, pieces.square)
 
 
 def _height(writer: Writer, side: Side, level: Threshold) -> str:
@@ -175,47 +222,97 @@ def _column(writer: Writer, place: int, side: Side, level: Threshold, column: in
 
 
 def _first(writer: Writer, place: int, side: Side, level: Threshold) -> str:
-    """E of the level's terms: weight · (√a φ(h) − τ Φ(−h)) + jump · Φ(−h)."""
-    tail, density = (_column(writer, place, side, level, column) for column in (0, 1))
-    rest = f"{writer.constant(level.jump - level.weight * level.threshold)} * {tail}"
-    return writer.shared_value(f"fma({writer.constant(level.weight)} * {side.root}, {density}, {rest})")
+    """E of the level's terms."""
+    return writer.shared_value(_moment_sum(writer, place, side, level, level.coefficients))
 
 
-def _first_slope(writer: Writer, place: int, side: Side, level: Threshold) -> str:
-    """E of their derivative: ±(weight · Φ(−h) + jump · φ(h) / √a)."""
+def _slope(writer: Writer, place: int, side: Side, level: Threshold) -> str:
+    """E of their derivative: that of a jump is a point mass, whose expectation is φ(h) / √a."""
+    jump, one, two = level.coefficients
+    value = _moment_sum(writer, place, side, level, (level.sign * one, 2.0 * level.sign * two))
+    density = _column(writer, place, side, level, 1)
+    if jump:
+        value = f"{value} + {writer.constant(level.sign * jump)} * ({density} * {side.inverse})"
+    return writer.shared_value(value)
+
+
+def _bend(writer: Writer, place: int, side: Side, level: Threshold) -> str:
+    """E of their second derivative: that of a jump has the expectation h φ(h) / a."""
+    jump, one, two = level.coefficients
     tail, density = (_column(writer, place, side, level, column) for column in (0, 1))
-    rest = f"{writer.constant(level.sign * level.jump)} * ({density} * {side.inverse})"
-    return writer.shared_value(f"fma({writer.constant(level.sign * level.weight)}, {tail}, {rest})")
+    parts = []
+    if two:
+        parts.append(f"{writer.constant(2.0 * two)} * {tail}")
+    if one or jump:
+        value = writer.constant(one)
+        if jump:
+            value = f"fma({writer.constant(jump * level.threshold)} * {side.inverse}, {side.inverse}, {value})"
+        parts.append(f"({value} * {side.inverse}) * {density}")
+    return writer.shared_value(" + ".join(parts))
 
 
 def _mean(writer: Writer, place: int, side: Side) -> str:
-    start = writer.mean(side.core, side.root)
-    levels = (_first(writer, place, side, level) for level in side.levels if level.threshold)
-    return f"({' + '.join((start, *levels))})"
+    parts = [writer.mean(side.core, side.root)]
+    if side.square:
+        parts.append(f"{writer.constant(side.square)} * {side.variance}")
+    parts += [_first(writer, place, side, level) for level in side.levels if level.threshold]
+    return f"({' + '.join(parts)})"
 
 
 def _product(writer: Writer, place: int, left: tuple[Side, Threshold], right: tuple[Side, Threshold]) -> str:
-    """E of the product of two levels' terms, by Stein's identity from the moments of order 0."""
+    """E of the product of two levels' terms."""
     (f, first), (g, second) = left, right
-    moments = _moments(writer, place, left, right)
-    h, k = (_height(writer, side, level) if level.threshold else "" for side, level in (left, right))
-    rho = _signed(writer, place, first.sign * second.sign)
-    p, a, b = moments.probability, moments.left, moments.right
+    moment = _Products(writer, place, left, right)
+    scales = [("", f.root, f.variance), ("", g.root, g.variance)]
     parts = []
-    if first.weight and second.weight:
-        value = f"fma(fma({h}, {k}, {rho}), {p}, {moments.corner})" if h and k else f"fma({rho}, {p}, {moments.corner})"
-        value += f" - {h} * {b}" if h else ""
-        value += f" - {k} * {a}" if k else ""
-        parts.append(f"({writer.constant(first.weight * second.weight)} * ({f.root} * {g.root})) * ({value})")
-    if first.weight and second.jump:
-        value = f"fma({rho}, {b}, {a})" + (f" - {h} * {p}" if h else "")
-        parts.append(f"({writer.constant(first.weight * second.jump)} * {f.root}) * ({value})")
-    if first.jump and second.weight:
-        value = f"fma({rho}, {a}, {b})" + (f" - {k} * {p}" if k else "")
-        parts.append(f"({writer.constant(first.jump * second.weight)} * {g.root}) * ({value})")
-    if first.jump and second.jump:
-        parts.append(f"{writer.constant(first.jump * second.jump)} * {p}")
+    for m, n in product(range(3), range(3)):
+        factor = first.coefficients[m] * second.coefficients[n]
+        if factor:
+            scale = " * ".join(part for part in (writer.constant(factor), scales[0][m], scales[1][n]) if part)
+            parts.append(f"({scale}) * ({moment.of(m, n)})")
     return writer.shared_value(" + ".join(parts))
+
+
+class _Products:
+    """E[x^m y^n] beyond two thresholds, x = X − h and y = Y − k, by Stein's identity from the moments of order 0."""
+
+    def __init__(self, writer: Writer, place: int, left: tuple[Side, Threshold], right: tuple[Side, Threshold]):
+        self.writer, self.moments = writer, _moments(writer, place, left, right)
+        self.h, self.k = (_height(writer, side, level) if level.threshold else "" for side, level in (left, right))
+        self.rho = _signed(writer, place, left[1].sign * right[1].sign)
+
+    def of(self, m: int, n: int) -> str:
+        """As an expression."""
+        h, k, rho = self.h, self.k, self.rho
+        p, a, b = self.moments.probability, self.moments.left, self.moments.right
+        match m, n:
+            case 0, 0:
+                return p
+            case 1, 0:
+                return f"fma({rho}, {b}, {a})" + (f" - {h} * {p}" if h else "")
+            case 0, 1:
+                return f"fma({rho}, {a}, {b})" + (f" - {k} * {p}" if k else "")
+            case 1, 1:
+                both = f"fma({h}, {k}, {rho})" if h and k else rho
+                value = f"fma({both}, {p}, {self.moments.corner})"
+                return value + (f" - {h} * {b}" if h else "") + (f" - {k} * {a}" if k else "")
+            case 2, _:
+                rest = f"{self.writer.constant(float(n))} * {self.named(1, n - 1)}" if n else self.edge(h, k, b)
+                below, level, lower = self.named(0, n), h, self.named(1, n)
+            case _:
+                rest = self.named(0, 1) if m else self.edge(k, h, a)
+                below, level, lower = self.named(m, 0), k, self.named(m, 1)
+        return f"fma({rho}, {rest}, {below})" + (f" - {level} * {lower}" if level else "")
+
+    def named(self, m: int, n: int) -> str:
+        """As a variable."""
+        return self.writer.shared_value(self.of(m, n))
+
+    def edge(self, own: str, other: str, density: str) -> str:
+        """E[δ(y) x₊]: that of the corner, and the mean of x there times E δ(y)."""
+        minus = self.writer.constant(-1.0)
+        mean = f"fma({self.rho}, {other}, {minus} * {own})" if other else f"({minus} * {own})"
+        return self.writer.shared_value(f"fma({mean}, {density}, {self.moments.corner})")
 
 
 def _signed(writer: Writer, place: int, sign: float) -> str:

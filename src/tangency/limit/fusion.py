@@ -91,7 +91,8 @@ def _rule(left: Elementwise, right: Elementwise, slopes: bool) -> Rule:
     truncated normal variables, else by a series; parts of the last two serve both.
 
     Raises:
-        NotFusedError: both functions have kinks elsewhere than at 0, are not piecewise linear and have no closed form.
+        NotFusedError: both functions have kinks elsewhere than at 0, are no piecewise lines or parabolas and have no
+            closed form.
     """
     errors = _error_functions(left, right)
     if errors is not None:
@@ -100,7 +101,7 @@ def _rule(left: Elementwise, right: Elementwise, slopes: bool) -> Rule:
     first, second = _piecewise(f), _piecewise(g)
     if first is not None and second is not None:
         return Piecewise(first, second)
-    clipped = truncated(f, g)
+    clipped = truncated(f, g, slopes)
     if clipped is not None:
         return clipped
     closed = f.span is not None and g.span is not None and is_closed(f.span, g.span)

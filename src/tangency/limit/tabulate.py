@@ -13,6 +13,7 @@ from ..fused import (
     FARTHEST,
     TAILS,
     Evaluated,
+    Pieces,
     PiecewiseLinear,
     Series,
     Table,
@@ -21,7 +22,7 @@ from ..fused import (
     decay,
     table_of,
 )
-from .duals import Activation, product_mean, thresholds
+from .duals import Activation, pieces, product_mean
 from .duals import coefficients as hermite
 
 ORDER = 512
@@ -61,20 +62,35 @@ def integrated(f: Activation, g: Activation, f_slope: Activation, g_slope: Activ
     return Series(slopes.f, slopes.g, _mean(f, g), True, None if odd else (_origin(f), _origin(g)))
 
 
-def truncated(f: Activation, g: Activation) -> Truncated | None:
-    """E[f(u) g(v)] of piecewise linear functions by moments of truncated normal variables; None for others."""
+def truncated(f: Activation, g: Activation, slopes: bool) -> Truncated | None:
+    """E[f(u) g(v)] of piecewise linear or quadratic functions by moments of truncated normal variables, or None.
+
+    `slopes`: whether they are slopes of the functions whose kernel this is part of, and read the same tables.
+    """
     if f.span is None or g.span is None or f.zero_value is None or g.zero_value is None:
         return None
-    left, right = thresholds(f.span), thresholds(g.span)
-    if left is None or right is None:
+    found = [pieces(f.span), pieces(g.span)]
+    cut = [own for own in found if own is not None]
+    if len(cut) < len(found) or (any(own.square for own in cut) and not any(own.levels for own in cut)):
         return None
-    nearest = [min(level.threshold for level in levels) for core, levels in (left, right) if levels and not any(core)]
-    least = (max(nearest, default=0.0) / FARTHEST) ** 2
-    first, second = (PiecewiseLinear(*core, at_zero=_at_zero(h)) for h, (core, _) in ((f, left), (g, right)))
-    above, beyond = (
-        tuple(Threshold(*level, table_of(level.threshold, least)) for level in levels) for _, levels in (left, right)
-    )
-    return Truncated(first, above, second, beyond)
+    order, nearest = 0, [0.0]
+    for core, square, levels in cut:
+        own = slopes + max([n for x in levels for n, c in enumerate(x.coefficients) if c], default=0)
+        order = max(order, own)
+        if levels and not any((*core, square)):
+            if own > 1:
+                return None
+            nearest.append(min(level.threshold for level in levels))
+    least = (max(nearest) / FARTHEST) ** 2
+    sides = [
+        Pieces(
+            PiecewiseLinear(*own.core, at_zero=_at_zero(function)),
+            own.square,
+            tuple(Threshold(*level, table_of(level.threshold, max(order, 1), least)) for level in own.levels),
+        )
+        for function, own in zip((f, g), cut, strict=True)
+    ]
+    return Truncated(*sides)
 
 
 def _powers(f: Activation) -> Powers:

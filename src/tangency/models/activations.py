@@ -34,6 +34,7 @@ ACTIVATIONS = MappingProxyType(
         "erf": Activation(erf, _WHOLE_LINE),
         "gelu": Activation(functools.partial(jax.nn.gelu, approximate=False), _HALF_LINE),
         "gelu_tanh": Activation(functools.partial(jax.nn.gelu, approximate=True), _HALF_LINE),
+        "hard_swish": Activation(jax.nn.hard_swish, _HALF_LINE),
         "hard_tanh": Activation(jax.nn.hard_tanh, _WHOLE_LINE),
         "identity": Activation(jax.nn.identity, _WHOLE_LINE),
         "leaky_relu": Activation(jax.nn.leaky_relu, _HALF_LINE),

@@ -1,4 +1,4 @@
-"""Functions in the span of {1, u, |u|, sign u}, from one square root and one arc tangent.
+"""Functions in the span of {1, u, |u|, sign u}, from one square root and one arc tangent; others cut into pieces.
 
 This is the commonest family (ReLU and its step), so that it has its own short program: the general recurrences give
 the same numbers with ten times the operations, which a deep network pays for in compile time. Formulas: Cho & Saul,
@@ -41,48 +41,74 @@ def piecewise_linear(span: Span) -> Coefficients | None:
 
 
 class Level(NamedTuple):
-    """weight · (sign · u − threshold)₊ + jump · [sign · u > threshold], threshold > 0."""
+    """Σ_n coefficients[n] xⁿ where x = sign · u − threshold > 0, else 0; n ≤ 2 and threshold > 0."""
 
     threshold: float
     sign: float
-    weight: float
-    jump: float
+    coefficients: tuple[float, float, float]
 
 
-def thresholds(span: Span) -> tuple[Coefficients, tuple[Level, ...]] | None:
-    """A piecewise linear function as one of this family and what it has beyond its kinks elsewhere than at 0.
+class Pieces(NamedTuple):
+    """core + square·u² around 0, and what there is beyond each threshold besides."""
 
-    None for any other function. Each kink adds to the function on its far side from 0 only.
+    core: Coefficients
+    square: float
+    levels: tuple[Level, ...]
+
+
+def pieces(span: Span) -> Pieces | None:
+    """A piecewise linear or quadratic function, cut at its kinks and jumps elsewhere than at 0.
+
+    None for any other function, and for one whose second derivative jumps at 0. Each kink adds to the function on its
+    far side from 0 only.
     """
     core = dict.fromkeys(Coefficients._fields, 0.0)
+    square, bent_square = 0.0, 0.0
     found: dict[tuple[float, float], list[float]] = {}
     for term in span.terms:
-        if not term.is_piecewise_polynomial or term.power > 1:
+        if not term.is_piecewise_polynomial or term.power > 2:
             return None
-        c, power, place = term.coefficient, term.power, term.threshold
-        straight, bent = ("linear", "absolute") if power else ("one", "sign")
-        if place is None:
-            core[straight if term.step is None else bent] += c
-            continue
+        c, power, place = term.coefficient, term.power, term.threshold or 0.0
         upward = -1.0 if term.mirrored else 1.0
-        if place == 0.0:  # u₊ = (u + |u|)/2, [u > 0] = (1 + sign u)/2, and of −u
-            core[straight] += 0.5 * c * (upward if power else 1.0)
-            core[bent] += 0.5 * c * (1.0 if power else upward)
+        if place == 0.0:
+            # Of a power of ±u beyond 0, half is the power itself and half goes with sign u.
+            even = c * upward**power
+            straight, bent = (0.5 * even, 0.5 * even * upward) if term.threshold is not None else (even, 0.0)
+            if term.step is not None:
+                straight, bent = bent, straight
+            if power == 2:
+                square, bent_square = square + straight, bent_square + bent
+            else:
+                core["linear" if power else "one"] += straight
+                core["absolute" if power else "sign"] += bent
             continue
-        sign = 1.0 if place > 0.0 else -1.0
-        size = c
-        if upward != sign:  # x₊ = (−x)₊ + x, [x > 0] = 1 − [−x > 0]
-            core["one"] += -upward * c * place if power else c
-            core["linear"] += upward * c if power else 0.0
-            size = c if power else -c
-        found.setdefault((abs(place), sign), [0.0, 0.0])[1 - power] += size
-    slope = 1e-12 * sum(abs(term.coefficient) for term in span.terms if term.power)
-    size = 1e-12 * sum(abs(term.coefficient) * abs(term.threshold or 1.0) ** term.power for term in span.terms)
-    rounding = {"one": size, "linear": slope, "absolute": slope, "sign": size}
-    core = {name: 0.0 if abs(value) <= rounding[name] else value for name, value in core.items()}
-    kept = {place: (weight, jump) for place, (weight, jump) in found.items() if abs(weight) > slope or abs(jump) > size}
-    levels = (Level(*place, *values) for place, values in kept.items())
-    return Coefficients(**core), tuple(levels)
+        sign, size = (1.0 if place > 0.0 else -1.0), c
+        if upward != sign:
+            # A power of x where x > 0 is the power everywhere less, on the far side, ± that of −x.
+            core["one"] += c * (-upward * place) ** power
+            core["linear"] += (0.0, c * upward, -2.0 * c * place)[power]
+            square += c if power == 2 else 0.0
+            size = -c * (-1.0) ** power
+        found.setdefault((abs(place), sign), [0.0, 0.0, 0.0])[power] += size
+    rounding = [1e-12 * _size(span, power) for power in range(3)]
+    if abs(bent_square) > rounding[2]:
+        return None
+
+    def kept(value: float, power: int) -> float:
+        return 0.0 if abs(value) <= rounding[power] else value
+
+    core = {name: kept(value, 1 if name in ("linear", "absolute") else 0) for name, value in core.items()}
+    levels = (Level(*place, (kept(x, 0), kept(y, 1), kept(z, 2))) for place, (x, y, z) in found.items())
+    return Pieces(Coefficients(**core), kept(square, 2), tuple(level for level in levels if any(level.coefficients)))
+
+
+def _size(span: Span, power: int) -> float:
+    """How large the terms are that add up to a coefficient of this power."""
+    return sum(
+        abs(term.coefficient) * max(abs(term.threshold or 1.0), 1.0) ** (term.power - power)
+        for term in span.terms
+        if term.power >= power
+    )
 
 
 def piecewise_linear_dual(f: Coefficients, g: Coefficients, a, b, c):
