@@ -22,18 +22,6 @@ ACTIVATIONS = {
 }
 
 
-def numpy_of(function):
-    def evaluate(u):
-        with jax.enable_x64(True):
-            return np.asarray(function(jnp.asarray(u, jnp.float64)))
-
-    return evaluate
-
-
-def slope_of(function):
-    return numpy_of(lambda u: jax.jvp(function, (u,), (jnp.ones_like(u),))[1])
-
-
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_two_layer_kernels(name, rng):
     """v·φ(Wx + b): K = σ_v² E[φ(u)φ(u')] and Θ = K + σ_v² E[φ̇φ̇'] Θ₁, to 1e-8 of the exact integrals."""
@@ -47,7 +35,7 @@ def test_two_layer_kernels(name, rng):
 
     k, theta = limit((init, lambda p, x: p[2] @ function(p[0] @ x + p[1]))).both(x)
     first = x @ x.T + 0.25
-    phi, phi_dot = numpy_of(function), slope or slope_of(function)
+    phi, phi_dot = gaussian.numpy_of(function), slope or gaussian.slope_of(function)
     for i in range(4):
         for j in range(i, 4):
             a, b, c = first[i, i], first[j, j], first[i, j]

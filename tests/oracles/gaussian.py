@@ -1,7 +1,11 @@
 """Slow, obvious Gaussian expectations: nested composite quadrature, graded towards every point where f or g breaks."""
 
 from collections.abc import Callable
+from functools import lru_cache
+from itertools import product
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
@@ -9,6 +13,23 @@ _REACH = 13.0
 _RATIO = 4.0
 
 Function = Callable[[np.ndarray], np.ndarray]
+
+
+def numpy_of(function: Callable[[jax.Array], jax.Array]) -> Function:
+    """An elementwise JAX function in float64, for arrays of any shape; compiled once."""
+    size, call = 2**16, jax.jit(function)
+
+    def value(u: np.ndarray) -> np.ndarray:
+        rows = np.pad(np.ravel(u), (0, -np.size(u) % size)).reshape(-1, size)
+        with jax.enable_x64(True):
+            return np.concatenate([call(row) for row in rows])[: np.size(u)].reshape(np.shape(u))
+
+    return value
+
+
+def slope_of(function: Callable[[jax.Array], jax.Array]) -> Function:
+    """Its derivative, as JAX differentiates it."""
+    return numpy_of(lambda u: jax.jvp(function, (u,), (jnp.ones_like(u),))[1])
 
 
 def _panels(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,3 +92,25 @@ def dual(
         inner = np.sum(v * _density(y) * g(centre[:, None] + np.sqrt(b) * q * y), axis=1)
         total += float(np.sum(w[block] * _density(z[block]) * f(np.sqrt(a) * z[block]) * inner))
     return total
+
+
+@lru_cache
+def hidden_layer(
+    function: Callable[[jax.Array], jax.Array],
+    breaks: tuple[float, ...],
+    variances: tuple[float, ...],
+    angles: tuple[float, ...],
+) -> np.ndarray:
+    """K and Θ of one hidden layer for every two variances and every angle, [2, variances, angles · variances]."""
+    count = len(variances)
+    found = np.empty((2, count, len(angles), count))
+    value, slope = numpy_of(function), slope_of(function)
+    for (i, a), (j, angle), (k, b) in product(*map(enumerate, (variances, angles, variances))):
+        if k < i:
+            found[:, i, j, k] = found[:, k, j, i]
+            continue
+        rho = np.cos(angle)
+        nngp = dual(value, value, a, b, rho, breaks, breaks)
+        slopes = dual(slope, slope, a, b, rho, breaks, breaks)
+        found[:, i, j, k] = nngp, nngp + rho * np.sqrt(a * b) * slopes
+    return found.reshape(2, count, -1)

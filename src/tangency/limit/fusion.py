@@ -91,8 +91,8 @@ def _rule(left: Elementwise, right: Elementwise, slopes: bool) -> Rule:
     truncated normal variables, else by a series; parts of the last two serve both.
 
     Raises:
-        NotFusedError: both functions have kinks elsewhere than at 0, are no piecewise lines or parabolas and have no
-            closed form.
+        NotFusedError: both functions have kinks elsewhere than at 0, are not piecewise linear or quadratic, and
+            have no closed form.
     """
     errors = _error_functions(left, right)
     if errors is not None:
