@@ -3,8 +3,8 @@
 from .kinks import COLUMNS as COLUMNS
 from .kinks import TAILS as TAILS
 from .kinks import decay as decay
+from .lookup import DECADES as DECADES
 from .lower import lower as lower
-from .owen import FARTHEST as FARTHEST
 from .owen import table_of as table_of
 from .pointwise import OPERATIONS as OPERATIONS
 from .program import ErrorFunction as ErrorFunction
@@ -12,9 +12,9 @@ from .program import ErrorFunctions as ErrorFunctions
 from .program import Formula as Formula
 from .program import NotFusedError as NotFusedError
 from .program import Operand as Operand
-from .program import Pieces as Pieces
 from .program import Piecewise as Piecewise
 from .program import PiecewiseLinear as PiecewiseLinear
+from .program import PiecewiseQuadratic as PiecewiseQuadratic
 from .program import Rule as Rule
 from .program import Series as Series
 from .program import Threshold as Threshold

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.polynomial.chebyshev import chebpts1, chebvander
 from scipy.special import erfcx, ndtr
 
-from .lookup import GROUP
+from .lookup import DECADES, GROUP
 from .polynomials import fit
 from .tables import Evaluated, Table
 
@@ -19,12 +19,10 @@ CHEBYSHEV = {"float32": 18, "float64": 42}
 COLUMNS = {dtype: 2 + count for dtype, count in CHEBYSHEV.items()}
 assert all(count % GROUP == 0 for count in COLUMNS.values())
 
-FARTHEST = 3.0
-"""How far out, in units of the deviation, the thresholds of a function may be that is 0 between them: its expectations
-are differences of larger numbers there.
-"""
-
 _SAMPLES = 64
+
+_FAR = 40.0
+"""Thresholds farther out, in units of the deviation, are never reached: φ is 0 there, and so is what it multiplies."""
 
 BEND = 0.3
 """Mills' ratio M(y) is r times a polynomial in r = 1 / (1 + BEND · y)."""
@@ -44,12 +42,13 @@ def mills(dtype: str) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=64)
-def table_of(threshold: float, order: int = 1, least: float = 0.0) -> Table:
-    """1, Φ(−h), φ(h) and the Chebyshev coefficients of g_h, for h = threshold / √variance; for moments up to E x₊ⁿ y₊ⁿ,
-    n = `order`, and variances from `least` on.
+def table_of(threshold: float, order: int) -> Table:
+    """1, Φ(−h), φ(h) and the Chebyshev coefficients of g_h, for h = threshold / √variance and for moments up to
+    E x₊ⁿ y₊ⁿ, n = `order`.
     """
+    settled = threshold > _FAR * 10.0 ** (DECADES[0] / 2)
     return Table(
-        0, 1, 1 + COLUMNS["float64"], lambda variances: _evaluated(threshold, order, variances), COLUMNS, least
+        0, 1, 1 + COLUMNS["float64"], lambda variances: _evaluated(threshold, order, variances), COLUMNS, settled
     )
 
 
@@ -63,14 +62,12 @@ def _evaluated(threshold: float, order: int, variances: np.ndarray) -> Evaluated
     numbers = [np.ones_like(h), ndtr(-h), density]
     columns = np.concatenate([np.stack(numbers, axis=-1), found[..., : CHEBYSHEV["float64"]]], axis=-1)
     # In units of E f², which is about a power of the smaller of the variance and τ²; K multiplies by that of the
-    # larger. Functions that are 0 around 0 are not served where it is less (see `FARTHEST`).
+    # larger. Where E f² is much less, the functions are not served (see `Truncated`).
     size = np.maximum(variances, threshold**2) / np.minimum(variances, threshold**2)
     scale = size**order * np.exp(-0.5 * h * h) / (2.0 * math.pi)
     left_out = {}
     for dtype, count in CHEBYSHEV.items():
         rest = scale * np.abs(found[..., count:]).sum(axis=-1)
-        if order > 1:  # E f² of a function that ends as a constant is a small difference of powers of the variance.
-            rest = rest + 0.2 * np.finfo(dtype).eps * (variances / threshold**2) ** order
         left_out[dtype] = np.stack([np.ones_like(rest), rest**2], axis=-1)
     zero = np.zeros(columns.shape[-1])
     zero[0] = 1.0

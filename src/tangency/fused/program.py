@@ -126,7 +126,7 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class PiecewiseQuadratic:
     """A piecewise linear or quadratic function: core + square·u² around 0, and what it has beyond its thresholds."""
 
     core: PiecewiseLinear
@@ -136,10 +136,15 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Truncated:
-    """E[f(u) g(v)] of two such functions, with kinks or jumps elsewhere than at 0."""
+    """E[f(u) g(v)] of two such functions, with kinks or jumps elsewhere than at 0.
 
-    f: Pieces
-    g: Pieces
+    Attributes:
+        served: the variances between which it is no small difference of large numbers.
+    """
+
+    f: PiecewiseQuadratic
+    g: PiecewiseQuadratic
+    served: tuple[float, float]
 
     @property
     def rows(self) -> tuple[tuple[Table, Table], ...]:

@@ -15,8 +15,8 @@ with g_h smooth on 0 ≤ s ≤ 1, a few Chebyshev polynomials whose coefficients
 
     E[δ(X − h) [Y > k]] = W M(|m|/q), or φ(h) − W M(|m|/q) where m < 0,
 
-M being Mills' ratio. All other moments follow by Stein's identity, and nothing in a sum is much larger than the sum but
-where variances are far above the thresholds' squares.
+M being Mills' ratio. All other moments follow by Stein's identity. Nothing in a sum is much larger than the sum at the
+variances that a rule serves.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from numpy.polynomial import Polynomial
 
 from .error_function import MEAN
 from .owen import BEND, COLUMNS, mills
-from .program import Pieces, PiecewiseLinear, Threshold, Truncated, tables
+from .program import PiecewiseLinear, PiecewiseQuadratic, Threshold, Truncated, tables
 
 if TYPE_CHECKING:
     from .pointwise import Writer
@@ -146,10 +146,10 @@ def _equal(writer: Writer, place: int, rule: Truncated, side: Side) -> list[str]
     sums: dict[float, list[float]] = {}
     any_level = {level.threshold: level for level in rule.f.levels + rule.g.levels}
     for sign in (1.0, -1.0):
-        levels = [{x.threshold: x for x in pieces.levels if x.sign == sign} for pieces in (rule.f, rule.g)]
+        levels = [{x.threshold: x for x in function.levels if x.sign == sign} for function in (rule.f, rule.g)]
         for threshold in sorted({*levels[0], *levels[1]}):
             (before_f, own_f), (before_g, own_g) = (
-                _beyond(pieces, own, threshold, sign) for pieces, own in zip((rule.f, rule.g), levels, strict=True)
+                _beyond(function, own, threshold, sign) for function, own in zip((rule.f, rule.g), levels, strict=True)
             )
             products = np.convolve(before_f + own_f, before_g + own_g) - np.convolve(before_f, before_g)
             total = sums.setdefault(threshold, [0.0] * len(products))
@@ -158,11 +158,11 @@ def _equal(writer: Writer, place: int, rule: Truncated, side: Side) -> list[str]
 
 
 def _beyond(
-    pieces: Pieces, levels: dict[float, Threshold], threshold: float, sign: float
+    function: PiecewiseQuadratic, levels: dict[float, Threshold], threshold: float, sign: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """A function just beyond a threshold as a polynomial in x: without its own terms there, and those."""
-    core = pieces.core
-    around = core.one + sign * core.sign, sign * core.linear + core.absolute, pieces.square
+    core = function.core
+    around = core.one + sign * core.sign, sign * core.linear + core.absolute, function.square
     before = _shifted(around, threshold)
     for level in levels.values():
         if level.threshold < threshold:
@@ -193,14 +193,14 @@ def _moment_sum(writer: Writer, place: int, side: Side, level: Threshold, powers
     return " + ".join(parts) or writer.constant(0.0)
 
 
-def _side(writer: Writer, place: int, which: str, pieces: Pieces) -> Side:
+def _side(writer: Writer, place: int, which: str, function: PiecewiseQuadratic) -> Side:
     """With |u| = 2u₊ − u and sign u = 2 [u > 0] − 1."""
-    names, core = writer.roots(place), pieces.core
+    names, core = writer.roots(place), function.core
     at_zero = 2.0 * core.sign, 2.0 * core.absolute, 0.0
     middle = (Threshold(0.0, 1.0, at_zero, None),) if any(at_zero) else ()
     root, inverse, variance = (names[f"{which}{number}"] for number in ("root", "inverse", "variance"))
     one, linear = core.one - core.sign, core.linear - core.absolute
-    return Side(which, core, middle + pieces.levels, root, inverse, variance, one, linear, pieces.square)
+    return Side(which, core, middle + function.levels, root, inverse, variance, one, linear, function.square)
 
 
 def _height(writer: Writer, side: Side, level: Threshold) -> str:
@@ -296,10 +296,11 @@ class _Products:
                 both = f"fma({h}, {k}, {rho})" if h and k else rho
                 value = f"fma({both}, {p}, {self.moments.corner})"
                 return value + (f" - {h} * {b}" if h else "") + (f" - {k} * {a}" if k else "")
+            # Thresholds at 0, which have no h or no k, have no squares.
             case 2, _:
                 rest = f"{self.writer.constant(float(n))} * {self.named(1, n - 1)}" if n else self.edge(h, k, b)
                 below, level, lower = self.named(0, n), h, self.named(1, n)
-            case _:
+            case _:  # n = 2, m < 2
                 rest = self.named(0, 1) if m else self.edge(k, h, a)
                 below, level, lower = self.named(m, 0), k, self.named(m, 1)
         return f"fma({rho}, {rest}, {below})" + (f" - {level} * {lower}" if level else "")

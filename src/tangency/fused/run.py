@@ -18,7 +18,7 @@ from .layout import arrange
 from .lookup import CHUNK, NODES
 from .planes import pairs_within, plane_text
 from .pointwise import TINY
-from .program import Dual, NotFusedError, Program, Tabled, tables
+from .program import Dual, NotFusedError, Program, Tabled, Truncated, tables
 from .sides import Inputs, Sided, aligned, by_example, equal_examples, own_products, padded_to, positive_range
 from .simd import vector_lanes
 from .source import Source
@@ -212,6 +212,8 @@ class FusedKernel:
                 places = self._places(counts)
                 ranges = self._ranges(form, dtype, (x1,) if x2 is None else (x1, x2), places, pool)
                 needed = dict.fromkeys(counts, 0)
+                for field, rule in rules:
+                    _check_served(rule, ranges[field])
                 for field, pair in tabled:
                     number = terms(*pair, ranges[field], dtype)
                     for table in pair:
@@ -433,3 +435,17 @@ def mirror(result: np.ndarray, block: int, inside: bool) -> None:
             square = result[:, start:stop, start:stop]
             result[:, start:stop, start:stop] = np.triu(square) + np.swapaxes(np.triu(square, 1), 1, 2)
         result[:, stop:, start:stop] = np.swapaxes(result[:, start:stop, stop:], 1, 2)
+
+
+def _check_served(rule: Tabled, variances: tuple[float, float]) -> None:
+    """Whether a rule serves all variances between these.
+
+    Raises:
+        OutOfRangeError: it does not.
+    """
+    low, high = variances
+    if isinstance(rule, Truncated) and not rule.served[0] <= low <= high <= rule.served[1]:
+        raise OutOfRangeError(
+            f"with variances from {low:.3g} to {high:.3g}, what an activation has beyond its thresholds is a small "
+            "difference of large numbers"
+        )

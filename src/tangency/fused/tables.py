@@ -69,7 +69,7 @@ class Table:
         evaluate: finds them at many variances, when they are first needed.
         whole: for coefficients that are not those of a power series, or not only (see `kinks` and `owen`), how many
             columns are looked up in each precision.
-        least: the variance from which on it may be used.
+        settled: whether below the smallest variance that is tabulated all numbers are as they are there.
     """
 
     first: int
@@ -77,7 +77,7 @@ class Table:
     columns: int
     evaluate: Callable[[np.ndarray], Evaluated]
     whole: Mapping[str, int] | None = None
-    least: float = 0.0
+    settled: bool = False
 
     @property
     def padded(self) -> int:
@@ -131,7 +131,7 @@ class Table:
         bad = np.flatnonzero(~good)
         low, high = max(bad[bad < middle], default=-1) + 1, min(bad[bad > middle], default=PANELS)
         start, end = (10.0 ** (DECADES[0] + int(panel) / PANELS_PER_DECADE) for panel in (low, high))
-        return rows, (start, end), left_out or {}
+        return rows, (0.0 if self.settled and low == 0 else start, end), left_out or {}
 
     def at(self, variances: np.ndarray) -> np.ndarray:
         """The mean and the coefficients, [n, columns], at positive variances of the table."""
@@ -165,8 +165,6 @@ def terms(f: Table, g: Table, variances: tuple[float, float], dtype: str) -> int
         OutOfRangeError: a variance is not in the tables, or their terms are too few or fit too badly for it.
     """
     low, high = variances
-    if low < max(f.least, g.least):
-        raise OutOfRangeError(f"with variances down to {low:.3g}, hardly any signal reaches an activation's thresholds")
     if low < max(f.accurate[0], g.accurate[0]) or high > min(f.accurate[1], g.accurate[1]):
         raise OutOfRangeError(f"variances from {low:.3g} to {high:.3g} are not all in the tables of its activations")
     if f.whole is not None and g.whole is not None:

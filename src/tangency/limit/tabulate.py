@@ -7,14 +7,15 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import ndtr
 
 from ..fused import (
     COLUMNS,
-    FARTHEST,
+    DECADES,
     TAILS,
     Evaluated,
-    Pieces,
     PiecewiseLinear,
+    PiecewiseQuadratic,
     Series,
     Table,
     Threshold,
@@ -24,6 +25,9 @@ from ..fused import (
 )
 from .duals import Activation, pieces, product_mean
 from .duals import coefficients as hermite
+
+_AMPLIFIED = 100.0
+"""How much larger than E f² the terms may be that add up to it."""
 
 ORDER = 512
 """Powers of the correlation that are tabulated."""
@@ -73,24 +77,43 @@ def truncated(f: Activation, g: Activation, slopes: bool) -> Truncated | None:
     cut = [own for own in found if own is not None]
     if len(cut) < len(found) or (any(own.square for own in cut) and not any(own.levels for own in cut)):
         return None
-    order, nearest = 0, [0.0]
-    for core, square, levels in cut:
-        own = slopes + max([n for x in levels for n, c in enumerate(x.coefficients) if c], default=0)
-        order = max(order, own)
-        if levels and not any((*core, square)):
-            if own > 1:
-                return None
-            nearest.append(min(level.threshold for level in levels))
-    least = (max(nearest) / FARTHEST) ** 2
+    degrees = [n for own in cut for level in own.levels for n, factor in enumerate(level.coefficients) if factor]
+    # The slopes' kernel then reads the tables of the functions'.
+    order = max(1, max(degrees, default=0) + slopes)
     sides = [
-        Pieces(
+        PiecewiseQuadratic(
             PiecewiseLinear(*own.core, at_zero=_at_zero(function)),
             own.square,
-            tuple(Threshold(*level, table_of(level.threshold, max(order, 1), least)) for level in own.levels),
+            tuple(Threshold(*level, table_of(level.threshold, order)) for level in own.levels),
         )
         for function, own in zip((f, g), cut, strict=True)
     ]
-    return Truncated(*sides)
+    (low, high), (least, most) = _served(f), _served(g)
+    return Truncated(*sides, served=(max(low, least), min(high, most)))
+
+
+@lru_cache(maxsize=64)
+def _served(f: Activation) -> tuple[float, float]:
+    """The variances around 1, or next to it, at which E f² is no small difference of the terms that it is computed
+    from.
+    """
+    cut = None if f.span is None else pieces(f.span)
+    assert cut is not None
+    variances = 10.0 ** np.linspace(*DECADES, 8 * (DECADES[1] - DECADES[0]) + 1)
+    mean = _each(lambda a: product_mean(f, f, a), variances[None])[0]
+    one, linear, absolute, sign = (x * x for x in cut.core)
+    size = one + sign + (linear + absolute) * variances + 3.0 * (cut.square * variances) ** 2
+    for threshold, _, (none, first, second) in cut.levels:
+        scale = variances + threshold**2
+        # A table is as accurate as its largest numbers nearby, at variances half a panel away.
+        reached = ndtr(-threshold / np.sqrt(1.8 * variances))
+        size += (none**2 + first**2 * scale + 3.0 * (second * scale) ** 2) * reached
+    good = size <= _AMPLIFIED * mean
+    if not good.any():
+        return np.inf, 0.0
+    middle, bad = min(np.flatnonzero(good), key=lambda k: abs(np.log(variances[k]))), np.flatnonzero(~good)
+    low, high = max(bad[bad < middle], default=-1) + 1, min(bad[bad > middle], default=len(good)) - 1
+    return (float(variances[low]) if low else 0.0), (float(variances[high]) if high + 1 < len(good) else np.inf)
 
 
 def _powers(f: Activation) -> Powers:
