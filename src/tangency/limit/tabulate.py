@@ -23,7 +23,7 @@ from ..fused import (
     decay,
     table_of,
 )
-from .duals import Activation, pieces, product_mean
+from .duals import Activation, Pieces, pieces, product_mean
 from .duals import coefficients as hermite
 
 _AMPLIFIED = 100.0
@@ -73,10 +73,10 @@ def truncated(f: Activation, g: Activation, slopes: bool) -> Truncated | None:
     """
     if f.span is None or g.span is None or f.zero_value is None or g.zero_value is None:
         return None
-    found = [pieces(f.span), pieces(g.span)]
-    cut = [own for own in found if own is not None]
-    if len(cut) < len(found) or (any(own.square for own in cut) and not any(own.levels for own in cut)):
+    first, second = pieces(f.span), pieces(g.span)
+    if first is None or second is None or ((first.square or second.square) and not (first.levels or second.levels)):
         return None
+    cut = first, second
     degrees = [n for own in cut for level in own.levels for n, factor in enumerate(level.coefficients) if factor]
     # The slopes' kernel then reads the tables of the functions'.
     order = max(1, max(degrees, default=0) + slopes)
@@ -88,17 +88,15 @@ def truncated(f: Activation, g: Activation, slopes: bool) -> Truncated | None:
         )
         for function, own in zip((f, g), cut, strict=True)
     ]
-    (low, high), (least, most) = _served(f), _served(g)
+    (low, high), (least, most) = _served(f, first), _served(g, second)
     return Truncated(*sides, served=(max(low, least), min(high, most)))
 
 
 @lru_cache(maxsize=64)
-def _served(f: Activation) -> tuple[float, float]:
+def _served(f: Activation, cut: Pieces) -> tuple[float, float]:
     """The variances around 1, or next to it, at which E f² is no small difference of the terms that it is computed
     from.
     """
-    cut = None if f.span is None else pieces(f.span)
-    assert cut is not None
     variances = 10.0 ** np.linspace(*DECADES, 8 * (DECADES[1] - DECADES[0]) + 1)
     mean = _each(lambda a: product_mean(f, f, a), variances[None])[0]
     one, linear, absolute, sign = (x * x for x in cut.core)

@@ -62,44 +62,38 @@ def pieces(span: Span) -> Pieces | None:
     None for any other function, and for one whose second derivative jumps at 0. Each kink adds to the function on its
     far side from 0 only.
     """
-    core = dict.fromkeys(Coefficients._fields, 0.0)
-    square, bent_square = 0.0, 0.0
+    # The factors of uⁿ and of uⁿ sign u, and for each kink those of its xⁿ.
+    straight, bent = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
     found: dict[tuple[float, float], list[float]] = {}
     for term in span.terms:
         if not term.is_piecewise_polynomial or term.power > 2:
             return None
-        c, power, place = term.coefficient, term.power, term.threshold or 0.0
+        c, power, place = term.coefficient, term.power, term.threshold
         upward = -1.0 if term.mirrored else 1.0
-        if place == 0.0:
-            # Of a power of ±u beyond 0, half is the power itself and half goes with sign u.
-            even = c * upward**power
-            straight, bent = (0.5 * even, 0.5 * even * upward) if term.threshold is not None else (even, 0.0)
-            if term.step is not None:
-                straight, bent = bent, straight
-            if power == 2:
-                square, bent_square = square + straight, bent_square + bent
-            else:
-                core["linear" if power else "one"] += straight
-                core["absolute" if power else "sign"] += bent
-            continue
-        sign, size = (1.0 if place > 0.0 else -1.0), c
-        if upward != sign:
-            # A power of x where x > 0 is the power everywhere less, on the far side, ± that of −x.
-            core["one"] += c * (-upward * place) ** power
-            core["linear"] += (0.0, c * upward, -2.0 * c * place)[power]
-            square += c if power == 2 else 0.0
-            size = -c * (-1.0) ** power
-        found.setdefault((abs(place), sign), [0.0, 0.0, 0.0])[power] += size
+        if place is None:
+            (straight if term.step is None else bent)[power] += c
+        elif place == 0.0:  # Half of (±u)ⁿ beyond 0 is the power itself, half goes with sign u.
+            straight[power] += 0.5 * c * upward**power
+            bent[power] += 0.5 * c * upward ** (power + 1)
+        else:
+            sign = 1.0 if place > 0.0 else -1.0
+            if upward != sign:  # xⁿ where x > 0 is xⁿ everywhere less, on the far side, ± that of −x.
+                for n in range(power + 1):
+                    straight[n] += c * upward**power * math.comb(power, n) * (-place) ** (power - n)
+                c *= -((-1.0) ** power)
+            found.setdefault((abs(place), sign), [0.0, 0.0, 0.0])[power] += c
     rounding = [1e-12 * _size(span, power) for power in range(3)]
-    if abs(bent_square) > rounding[2]:
+
+    def kept(values: list[float]) -> tuple[float, float, float]:
+        one, two, three = (0.0 if abs(x) <= least else x for x, least in zip(values, rounding, strict=True))
+        return one, two, three
+
+    (one, linear, square), (sign, absolute, bent_square) = kept(straight), kept(bent)
+    if bent_square:
         return None
-
-    def kept(value: float, power: int) -> float:
-        return 0.0 if abs(value) <= rounding[power] else value
-
-    core = {name: kept(value, 1 if name in ("linear", "absolute") else 0) for name, value in core.items()}
-    levels = (Level(*place, (kept(x, 0), kept(y, 1), kept(z, 2))) for place, (x, y, z) in found.items())
-    return Pieces(Coefficients(**core), kept(square, 2), tuple(level for level in levels if any(level.coefficients)))
+    levels = (Level(*place, kept(own)) for place, own in found.items())
+    core = Coefficients(one, linear, absolute, sign)
+    return Pieces(core, square, tuple(level for level in levels if any(level.coefficients)))
 
 
 def _size(span: Span, power: int) -> float:
