@@ -27,40 +27,51 @@ from tangency.fused.program import (
 )
 from tangency.graph.space import Window
 
+relu = jax.nn.relu
 WIDTH = 8
 CONV = (3, 5, 4)
 """Channels, height and width of the images: not square."""
 
 
-class Residual(eqx.Module):
-    layers: list
-
-    def __init__(self, key):
-        self.layers = [conv(WIDTH, 3, padding=1)(k) for k in jax.random.split(key)]
+class Branches(eqx.Module):
+    ways: list
 
     def __call__(self, x, key=None):
-        return x + self.layers[1](jax.nn.relu(self.layers[0](jax.nn.relu(x))))
+        return sum(way(x) for way in self.ways)
 
 
 def conv(inputs, size, **options):
     return lambda key: eqx.nn.Conv2d(inputs, WIDTH, size, key=key, **options)
 
 
-def network(*parts, head, positions):
+def sequence(*parts):
+    """Activations, and functions of a key that make layers."""
+
     def make(key):
-        layers = []
-        for part, k in zip((*parts, None), jax.random.split(key, len(parts) + 1), strict=True):
-            if part is None:
-                features = WIDTH * positions if head == "flatten" else WIDTH
-                layers.append(eqx.nn.Lambda(jnp.ravel if head == "flatten" else lambda h: h.mean((1, 2))))
-                layers.append(eqx.nn.Linear(features, 1, key=k))
-            elif part is jax.nn.relu or part is jnp.abs:
-                layers.append(eqx.nn.Lambda(part))
-            else:
-                layers.append(part(k))
-        return eqx.nn.Sequential(layers)
+        keys = jax.random.split(key, len(parts))
+        return eqx.nn.Sequential(
+            [eqx.nn.Lambda(p) if p in (relu, jnp.abs) else p(k) for p, k in zip(parts, keys, strict=True)]
+        )
 
     return make
+
+
+def branches(*ways):
+    """The sum of several sequences of one signal; the empty one is the signal itself."""
+    return lambda key: Branches(
+        [sequence(*way)(k) for way, k in zip(ways, jax.random.split(key, len(ways)), strict=True)]
+    )
+
+
+def network(*parts, head, positions=0):
+    def readout(key):
+        features = WIDTH * positions if head == "flatten" else WIDTH
+        return eqx.nn.Linear(features, 1, key=key)
+
+    def flat(key):
+        return eqx.nn.Lambda(jnp.ravel if head == "flatten" else lambda h: h.mean((1, 2)))
+
+    return sequence(*parts, flat, readout)
 
 
 def pool(size, stride, padding=0):
@@ -90,15 +101,17 @@ def check(make, shape):
     assert fused(y[:1], y[:1])[0, 0] == fused.diagonal("ntk", y[:1])[0]
 
 
-relu = jax.nn.relu
-WIDER = conv(3, 3, padding=2)
 ARCHITECTURES = {
     "valid, strides, even filters, flatten": (
         (conv(3, (2, 3), padding=[(1, 0), (0, 2)]), jnp.abs, conv(WIDTH, 3, stride=(2, 1), padding=1), relu),
         *("flatten", 12),
     ),
     "residual branch, padding wider than the filter, average": (
-        (conv(3, 2, padding=3, use_bias=False), Residual, relu),
+        (
+            conv(3, 2, padding=3, use_bias=False),
+            branches((), (relu, conv(WIDTH, 3, padding=1), relu, conv(WIDTH, 3, padding=1))),
+            relu,
+        ),
         *("average", 0),
     ),
     "two pools, one overlapping, dilation, average": (
@@ -119,6 +132,35 @@ ARCHITECTURES = {
 def test_convolutions(name):
     parts, head, positions = ARCHITECTURES[name]
     check(network(*parts, head=head, positions=positions), CONV)
+
+
+BRANCHES = {
+    "planes of different sizes": [
+        conv(3, 3, padding=1),
+        relu,
+        branches((conv(WIDTH, 2), relu, conv(WIDTH, 3, padding=1)), (conv(WIDTH, 3, padding=1), relu, conv(WIDTH, 2))),
+        relu,
+    ],
+    "around pools, of which one is chained": [
+        conv(3, 3, padding=3),
+        relu,
+        branches(
+            (conv(WIDTH, 3, stride=2, padding=1), relu, conv(WIDTH, 3, padding=1)),
+            (pool((3, 2), 2), conv(WIDTH, (2, 1), padding=((1, 1), (0, 0)))),
+        ),
+        branches(
+            (pool(3, 1, 1), pool(2, 1), conv(WIDTH, 3, padding=1), relu, pool(2, 1), conv(WIDTH, 1)),
+            (conv(WIDTH, 3),),
+        ),
+        relu,
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_branches(name):
+    found, expected, *_ = pair(network(*BRANCHES[name], head="average"), CONV)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_one_axis_of_positions():

@@ -8,11 +8,12 @@ follows position by position.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..graph.space import Window
+from .carry import numbered
 from .program import (
     Dual,
     ErrorFunctions,
@@ -51,6 +52,21 @@ class Geometry:
     rows: int
     columns: int
     step: Pair
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The planes that are kept of a pool: at the offsets that are up to `most` of its geometry's steps."""
+
+    geometry: Geometry
+    most: Pair
+
+    @property
+    def pairs(self) -> Pair:
+        """Pairs on each axis."""
+        g = self.geometry
+        rows = pairs_within(g.rows, self.most[0], g.step[0])
+        return rows, pairs_within(g.columns, self.most[1], g.step[1])
 
 
 @dataclass
@@ -144,27 +160,32 @@ class Layout:
 
     def bounds(self, everything: bool) -> list[Pair]:
         """For each segment, the largest offset of its last grid that is needed (`everything`: for the output)."""
-        last = self.segments[-1]
-        rows, columns = last.sink
-        found = [(rows - 1, columns - 1) if everything and not self.traced else (0, 0)]
-        for segment, after in zip(self.segments[-2::-1], self.segments[:0:-1], strict=True):
-            steps = [after.geometry[i].step for i in after.geometry if isinstance(self.program.statements[i], Pool)]
-            windows = pool_windows(self.program, segment)
-            reach = []
-            for axis in (0, 1):
-                window, most = windows[axis], max(step[axis] for step in steps) * found[0][axis]
-                reach.append(min(segment.sink[axis] - 1, window.stride * most + (window.size - 1) * window.dilation))
-            found.insert(0, (reach[0], reach[1]))
-        return found
+        rows, columns = self.segments[-1].sink
+        last = (rows - 1, columns - 1) if everything and not self.traced else (0, 0)
+        found = {len(self.segments) - 1: last}
+        for number in reversed(range(len(self.segments) - 1)):
+            segment = self.segments[number]
+            reach = [self._reach(i, self.stored(i, found)) for i in segment.pools]
+            rows, columns = (
+                min(max(ends), n - 1) for ends, n in zip(zip(*reach, strict=True), segment.sink, strict=True)
+            )
+            found[number] = rows, columns
+        return [found[number] for number in range(len(self.segments))]
 
-    def source_bounds(self, bounds: list[Pair]) -> list[Pair]:
-        """For each segment, the largest offset on the grid of its pooled sources."""
-        found = []
-        for segment, bound in zip(self.segments, bounds, strict=True):
-            steps = [g.step for i, g in segment.geometry.items() if isinstance(self.program.statements[i], Pool)]
-            step = steps[0] if steps else (1, 1)
-            found.append((step[0] * bound[0], step[1] * bound[1]))
-        return found
+    def stored(self, pool: int, bounds: Mapping[int, Pair] | list[Pair]) -> Stored:
+        """What is stored of a pool, given the offsets that the segment which reads it needs."""
+        number = next(n for n, segment in enumerate(self.segments) if pool in segment.geometry)
+        (rows, columns), g = bounds[number], self.segments[number].geometry[pool]
+        return Stored(g, (min(rows, (g.rows - 1) // g.step[0]), min(columns, (g.columns - 1) // g.step[1])))
+
+    def _reach(self, pool: int, stored: Stored) -> Pair:
+        """The largest offset of the source that a pool needs."""
+        windows, (down, across) = pool_windows(self.program, pool), stored.geometry.step
+        rows, columns = (
+            window.stride * most + (window.size - 1) * window.dilation
+            for window, most in zip(windows, (down * stored.most[0], across * stored.most[1]), strict=True)
+        )
+        return rows, columns
 
 
 def terms_of(table: int, most: bool) -> str:
@@ -221,11 +242,15 @@ def axis_windows(windows: tuple[Window, ...]) -> tuple[Window, Window]:
     return rows, columns
 
 
-def pool_windows(program: Program, segment: Segment) -> tuple[Window, Window]:
-    windows = {statement.windows for i in segment.pools if isinstance(statement := program.statements[i], Pool)}
-    if len(windows) != 1:
-        raise NotFusedError("pools of different sizes side by side")
-    return axis_windows(windows.pop())
+def pool_windows(program: Program, pool: int) -> tuple[Window, Window]:
+    statement = program.statements[pool]
+    assert isinstance(statement, Pool)
+    return axis_windows(statement.windows)
+
+
+def pairs_within(n: int, most: int, step: int = 1) -> int:
+    """Pairs on one axis of length n at the offsets that are -most .. most steps."""
+    return sum(n - step * abs(d) for d in range(-most, most + 1))
 
 
 def arrange(program: Program, results: tuple[int | None, ...], slots: list[Slot] | None = None) -> Layout:
@@ -242,11 +267,7 @@ def arrange(program: Program, results: tuple[int | None, ...], slots: list[Slot]
     if totals and any(isinstance(statements[i], Inner) for i in tail):
         raise NotFusedError("a skip from the input around a network with positions")
     slots = list(slots) if slots is not None else _slots(program, wanted)
-    number = {i: 0 for i in on_planes}
-    for i in on_planes:
-        inner = [j for j in operands(statements[i]) if j in number]
-        number[i] = max((number[j] for j in inner), default=0) + isinstance(statements[i], Pool)
-    _push_inner(program, on_planes, number)
+    number = numbered(program)
     count = max(number.values(), default=-1) + 1
     segments = [_segment(program, [i for i in on_planes if number[i] == n], on_planes, totals) for n in range(count)]
     windows = [w for i in on_planes if isinstance(s := statements[i], Slide) for w in axis_windows(s.windows)[1:]]
@@ -289,20 +310,12 @@ def _parts(program: Program, index: int) -> tuple[tuple[float, tuple[int, ...], 
     return statement.parts if isinstance(statement, Sum) else ()
 
 
-def _push_inner(program: Program, on_planes: list[int], number: dict[int, int]) -> None:
-    """Every field must be used in the segment that computes it, pools in the next."""
-    for i in on_planes:
-        for j in operands(program.statements[i]):
-            if j in number and number[j] != number[i] - isinstance(program.statements[i], Pool):
-                raise NotFusedError("a branch around a pool")
-
-
 def _segment(program: Program, members: list[int], on_planes: list[int], totals: list[int]) -> Segment:
     statements = program.statements
     pools = [i for i in on_planes if isinstance(s := statements[i], Pool) and s.field in members]
     sums = [i for i in totals if isinstance(s := statements[i], Total) and s.field in members]
     if bool(pools) == bool(sums):
-        raise NotFusedError("a branch around a pool" if pools else "positions that are never summed over")
+        raise NotFusedError("sums over positions beside a pool" if pools else "positions that are never summed over")
     if len({s.trace for i in sums if isinstance(s := statements[i], Total)}) > 1:
         raise NotFusedError("a flattened and an averaged branch side by side")
     ends = [operands(statements[i])[0] for i in (*pools, *sums)]

@@ -28,6 +28,7 @@ from ..graph.signal import (
     of_leaf,
 )
 from ..graph.space import Window
+from .carry import carried
 from .program import (
     Dual,
     Inner,
@@ -169,11 +170,11 @@ class Lowering:
         return moved[0], moved[1]
 
     def pooled(self, leaf: LinearLeaf) -> tuple[Linear, Linear]:
-        """A chain of maps along single axes, as one map."""
+        """A chain of maps along different axes, as one map."""
         if leaf.matrix is not None:
             raise NotFusedError("a matrix over positions")
         chain, inner = [leaf], leaf.segment
-        while (within := _map_inside(inner, leaf)) is not None:
+        while (within := _map_inside(inner, chain)) is not None:
             chain.append(within)
             inner = within.segment
         space = inner.space
@@ -184,8 +185,7 @@ class Lowering:
             return self._moved((k, theta), space, lambda i: Total(i, False), ())
         windows = [Window(1)] * len(space)
         for link in chain:
-            if link.window is None or not windows[link.axis].is_trivial:
-                raise NotFusedError("a chain of pools along one axis")
+            assert link.window is not None
             windows[link.axis] = _plain(link.window)
         chosen = tuple(windows)
         return self._moved((k, theta), space, lambda i: Pool(i, chosen), leaf.space)
@@ -326,19 +326,21 @@ def lower(graph: Graph, rules: Rules) -> tuple[Program, list[Array], list[Known]
     k, theta = (lowering.field_of(part, ()) for part in lowering.pairs(segment, segment))
     widths = tuple(prod([known.shape[-1], *(known.shape[i] for i in axes)]) for known, axes in lowering.arrays)
     program = Program(tuple(lowering.statements), tuple(lowering.spaces), k, theta, widths, len(lowering.quantities))
-    return program, list(lowering.arrays), list(lowering.quantities)
+    return carried(program), list(lowering.arrays), list(lowering.quantities)
 
 
 def _segment(leaf: Leaf) -> Segment:
     return leaf.segment if isinstance(leaf, SumLeaf) else Segment(1, (of_leaf(leaf),), leaf.space)
 
 
-def _map_inside(segment: Segment, outer: LinearLeaf) -> LinearLeaf | None:
-    """The map of the same kind that a map is applied to, if it is applied to nothing else."""
+def _map_inside(segment: Segment, chain: list[LinearLeaf]) -> LinearLeaf | None:
+    """The map that a chain of sums, or of windows along different axes, is applied to and that continues it."""
     leaf = segment.leaf
-    if isinstance(leaf, LinearLeaf) and leaf.matrix is None and (leaf.window is None) == (outer.window is None):
-        return leaf
-    return None
+    if not isinstance(leaf, LinearLeaf) or leaf.matrix is not None:
+        return None
+    if (leaf.window is None) != (chain[0].window is None):
+        return None
+    return leaf if leaf.window is None or all(leaf.axis != link.axis for link in chain) else None
 
 
 def _plain(window: Window) -> Window:

@@ -9,32 +9,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .layout import Segment, pool_windows, terms_of
+from ..graph.space import Window
+from .layout import Stored, pool_windows, terms_of
 from .pointwise import Writer
 from .program import operands
 from .source import ENTRY, NJIT, Source, indented, prologue
 from .stages import ARRAYS, stage_function
 
 
-def pool_function(source: Source, segment: Segment, places: list[tuple[int, int]], most: tuple[int, int]) -> str:
+def pool_function(source: Source, windows: tuple[Window, Window], stored: Stored, places: list[tuple[int, int]]) -> str:
     """Adds planes to the stored planes that their pairs of positions are pooled into.
 
-    `places` are where planes and stored planes start; `most` bounds the offsets of the latter.
+    `places` are where planes and stored planes start.
     """
-    layout, L = source.layout, source.lanes
-    rows, columns = pool_windows(layout.program, segment)
-    out_rows, out_columns = layout.grid(segment.pools[0])
-    (DH, DW), start = most, source.row + layout.left * L
-    adding = [f"store(S, to + {dst}, load(S, to + {dst}) + load(S, at + {src + start}))" for src, dst in places]
+    (rows, columns), L = windows, source.lanes
+    out_rows, out_columns = stored.geometry.rows, stored.geometry.columns
+    (DH, DW), (th, tw) = stored.most, stored.geometry.step
+    start = source.row + source.layout.left * L
+    alone = rows.size == columns.size == 1
+    adding = [
+        f"store(S, to + {dst}, load(S, at + {src + start}){'' if alone else f' + load(S, to + {dst})'})"
+        for src, dst in places
+    ]
     text = f"""
 {NJIT}
 def {{name}}(S, s0, h, w, dh, dw):
-    one_row = before({out_columns}, {DW}, {DW + 1})
+    one_row = {stored.pairs[1]}
     for k in range({rows.size}):
         for l in range({rows.size}):
             e = dh - (k - l) * {rows.dilation}
             oh = e // {rows.stride}
-            if e % {rows.stride} or abs(oh) > {DH}:
+            if e % {rows.stride * th} or abs(oh) > {DH * th}:
                 continue
             ho = {out_rows} - abs(oh)
             i0 = {rows.stride} * max(oh, 0) + k * {rows.dilation} - {rows.low} - max(dh, 0)
@@ -42,11 +47,11 @@ def {{name}}(S, s0, h, w, dh, dw):
                 for l2 in range({columns.size}):
                     e = dw - (k2 - l2) * {columns.dilation}
                     ow = e // {columns.stride}
-                    if e % {columns.stride} or abs(ow) > {DW}:
+                    if e % {columns.stride * tw} or abs(ow) > {DW * tw}:
                         continue
                     wo = {out_columns} - abs(ow)
                     j0 = {columns.stride} * max(ow, 0) + k2 * {columns.dilation} - {columns.low} - max(dw, 0)
-                    base = before({out_rows}, {DH}, oh) * one_row + ho * before({out_columns}, {DW}, ow)
+                    base = {before(stored, 0, "oh")} * one_row + ho * {before(stored, 1, "ow")}
                     for i in range(ho):
                         ii = i * {rows.stride} + i0
                         if 0 <= ii < h:
@@ -59,6 +64,13 @@ def {{name}}(S, s0, h, w, dh, dw):
     return source.function("pool", text.strip("\n") + "\n" + indented(adding, 9))
 
 
+def before(stored: Stored, axis: int, offset: str) -> str:
+    """Where the pairs of an offset start on one axis."""
+    length = (stored.geometry.rows, stored.geometry.columns)[axis]
+    step = stored.geometry.step[axis]
+    return f"before({length}, {stored.most[axis]}, {step}, {offset if step == 1 else f'{offset} // {step}'})"
+
+
 def driver(source: Source, everything: bool) -> tuple[list[str], int]:
     """The lines that run all segments on one example of x1 and the lanes of x2; and the scratch they need.
 
@@ -66,19 +78,17 @@ def driver(source: Source, everything: bool) -> tuple[list[str], int]:
     """
     layout, L = source.layout, source.lanes
     bounds = layout.bounds(everything) if layout.segments else []
-    source_bounds = layout.source_bounds(bounds) if layout.segments else []
     places, inputs = source.offsets(), source.inputs()
     totals = source.totals()
     top = max(1, layout.buffers) * source.plane if layout.segments else 0
-    stores: dict[int, int] = {}
+    stores: dict[int, tuple[int, Stored]] = {}
     lines: list[str] = [f"for k in range(n * {len(totals) * L}):", "    T[k] = 0.0"] if totals else []
     stored: list[str] = []
-    for number, segment in enumerate(layout.segments):
+    for segment in layout.segments:
         for index in segment.pools:
-            rows, columns = layout.grid(index)
-            most = source_bounds[number + 1]
-            stores[index] = top
-            size = pairs_within(rows, most[0]) * pairs_within(columns, most[1]) * L
+            kept = layout.stored(index, bounds)
+            stores[index] = top, kept
+            size = kept.pairs[0] * kept.pairs[1] * L
             stored += [
                 f"    for k in range(r * {{scratch}} + {top}, r * {{scratch}} + {top + size}):",
                 "        S[k] = F(0)",
@@ -88,7 +98,7 @@ def driver(source: Source, everything: bool) -> tuple[list[str], int]:
     if stored:
         lines += ["for r in range(n):", *(line.format(scratch=top) for line in stored)]
     for number, segment in enumerate(layout.segments):
-        common = source, segment, source_bounds, number, stores, totals, places, inputs
+        common = source, segment, stores, totals, places, inputs
         if source.mode == "first":
             lines += ["dh = 0", "dw = 0", *plane_lines(*common)]
             source.mode = "self"
@@ -106,11 +116,7 @@ def over_planes(bound: tuple[int, int], lines: list[str]) -> list[str]:
     return [*head, *("        " + line for line in lines)]
 
 
-def pairs_within(n: int, most: int) -> int:
-    return sum(n - abs(d) for d in range(-most, most + 1))
-
-
-def plane_lines(source, segment, source_bounds, number, stores, totals, places, inputs) -> list[str]:
+def plane_lines(source, segment, stores, totals, places, inputs) -> list[str]:
     """All stages of a segment on the plane of offset (dh, dw)."""
     layout, program, L = source.layout, source.layout.program, source.lanes
     series = source.series_places()
@@ -149,21 +155,19 @@ def plane_lines(source, segment, source_bounds, number, stores, totals, places, 
             width = program.widths[statement.left]
             arguments += [(inputs[statement.left], f"p{g} * {width}"), (inputs[statement.right], f"q{g} * {width}")]
         for index in function.stored:
-            rows, columns = layout.grid(index)
-            dh, dw = source_bounds[number]
-            place = f"before({rows}, {dh}, dh{g}) * {pairs_within(columns, dw)} + h{g} * before({columns}, {dw}, dw{g})"
-            arguments.append((stores[index], f"({place}) * {L}"))
-        slid = {segment.geometry[operands(program.statements[i])[0]] for i in stage.slides}
-        hs = f"h{geometry(slid.pop())}" if slid else "0"
-        stages.append((function.name, tuple(arguments), (f"h{g}", f"w{g}", hs)))
+            start, kept = stores[index]
+            place = f"{before(kept, 0, f'dh{g}')} * {kept.pairs[1]} + h{g} * {before(kept, 1, f'dw{g}')}"
+            arguments.append((start, f"({place}) * {L}"))
+        sizes = f"h{g}", f"w{g}", *(f"h{geometry(other)}" for other in function.over)
+        stages.append((function.name, tuple(arguments), sizes))
     calls += repeated(source, stages)
-    pooled: dict[str, list[tuple[int, int]]] = {}
+    pooled: dict[tuple[str, tuple[Window, Window], Stored], list[tuple[int, int]]] = {}
     for index in segment.pools:
-        inside = operands(program.statements[index])[0]
-        place = segment.buffers[inside] * source.plane, stores[index]
-        pooled.setdefault(geometry(segment.geometry[inside]), []).append(place)
-    for g, own in pooled.items():
-        name = pool_function(source, segment, own, source_bounds[number + 1])
+        inside, (start, kept) = operands(program.statements[index])[0], stores[index]
+        key = geometry(segment.geometry[inside]), pool_windows(program, index), kept
+        pooled.setdefault(key, []).append((segment.buffers[inside] * source.plane, start))
+    for (g, windows, kept), own in pooled.items():
+        name = pool_function(source, windows, kept, own)
         calls += ["for r in range(n):", f"    {name}(S, r * {source.scratch}, h{g}, w{g}, dh, dw)"]
     return calls
 

@@ -7,7 +7,8 @@ of one example (at each position) that the caller computes.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, replace
 from itertools import chain
 from typing import TypeAlias
 
@@ -255,6 +256,18 @@ def operands(statement: Statement) -> tuple[int, ...]:
         case Dual(field) | Slide(field) | Pool(field) | Total(field):
             return (field,)
     return ()
+
+
+def reading(statement: Statement, places: Mapping[int, int]) -> Statement:
+    """The statement with these places for the fields that it reads."""
+    match statement:
+        case Sum(parts):
+            return Sum(tuple((*part[:3], places[part[3]]) for part in parts))
+        case Times(first, second):
+            return Times(places[first], places[second])
+        case Dual(field) | Slide(field) | Pool(field) | Total(field):
+            return replace(statement, field=places[field])
+    return statement
 
 
 def nonnegative(program: Program) -> frozenset[int]:

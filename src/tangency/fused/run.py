@@ -14,9 +14,9 @@ import numpy as np
 from ..types import Kind
 from .compile import compiled
 from .dense import dense_text, inner_fields
-from .layout import arrange
+from .layout import arrange, pairs_within
 from .lookup import CHUNK, NODES
-from .planes import pairs_within, plane_text
+from .planes import plane_text
 from .pointwise import TINY
 from .program import Dual, NotFusedError, Program, Tabled, Truncated, tables
 from .sides import Inputs, Sided, aligned, by_example, equal_examples, own_products, padded_to, positive_range

@@ -29,12 +29,12 @@ load, store, spread = vectors({lanes})
 
 
 {njit}
-def before(n, most, offset):
-    """Pairs on one axis of length n at the offsets -most .. offset - 1."""
-    if offset <= 0:
-        count = offset + most
-        return count * n + (offset - 1 - most) * count // 2
-    return most * n - most * (most + 1) // 2 + offset * n - offset * (offset - 1) // 2
+def before(n, most, step, number):
+    """Pairs on one axis of length n at the offsets that are -most .. number - 1 steps."""
+    if number <= 0:
+        count = number + most
+        return count * n + step * ((number - 1 - most) * count // 2)
+    return most * n - step * (most * (most + 1) // 2) + number * n - step * (number * (number - 1) // 2)
 '''
 ENTRY = '@numba.njit(error_model="numpy", boundscheck=False, nogil=True, cache={cache})'
 

@@ -2,17 +2,20 @@
 
 Its arguments, after the arrays: where its numbers start; the buffers it reads and writes; where its slots start on both
 sides and, of those with series, their entries in K and their first positions; where its inputs start on both sides, and
-its stored fields; rows and columns of the plane, and rows of those that it slides over.
+its stored fields; rows and columns of the plane, and rows of those that it slides over, for each of their geometries.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from .layout import Segment, Stage, axis_windows, terms_of
+from .layout import Geometry, Segment, Stage, axis_windows, terms_of
 from .pointwise import Writer
 from .program import Inner, Pool, Slide, operands
 from .source import NJIT, Source, indented, plus, prologue, scaled
+
+Item = TypeVar("Item")
 
 ARRAYS = "S, A, B, X, Y, T, U, cs, e, n"
 """Scratch; one-sided quantities and inputs of x1 and x2; totals, also rounded; numbers of the layers; the first of the
@@ -29,6 +32,7 @@ class StageFunction:
         slots: one-sided quantities.
         inputs: inner products of Known arrays.
         stored: fields that pools have stored.
+        over: the geometries of the planes that it slides over.
     """
 
     name: str
@@ -38,6 +42,7 @@ class StageFunction:
     slots: list[int]
     inputs: list[int]
     stored: list[int]
+    over: list[Geometry]
 
 
 @dataclass
@@ -45,13 +50,16 @@ class StageAccess:
     """Where a stage's numbers lie; what it uses becomes an argument of its function.
 
     Attributes:
+        over: the geometries of the planes that windows slide over.
         slid: the variables of the windowed sums.
         starts: variables of places that depend on the row alone, with their values.
     """
 
     source: Source
+    segment: Segment
     stage: Stage
     reads: list[int] = field(default_factory=list)
+    over: list[Geometry] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     stored: list[int] = field(default_factory=list)
@@ -150,10 +158,11 @@ class StageAccess:
         found += [f"{x}{k}" for k in range(len(self.slots)) for x in "ab"]
         found += [f"{x}{k}" for k, slot in enumerate(self.slots) if slots[slot].series for x in ("k", "ra", "rb")]
         found += [f"{x}{k}" for k in range(len(self.inputs)) for x in "xy"]
-        return found + [f"st{k}" for k in range(len(self.stored))] + ["h", "w", "hs"]
+        found += [f"st{k}" for k in range(len(self.stored))]
+        return [*found, "h", "w", *(f"h{k}" for k in range(len(self.over)))]
 
 
-def _noted(items: list[int], item: int) -> int:
+def _noted(items: list[Item], item: Item) -> int:
     """The place of an item, which is added if it is new."""
     if item not in items:
         items.append(item)
@@ -167,7 +176,7 @@ def _example(size: str | int) -> str:
 
 def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[int, int]) -> StageFunction:
     """Writes a stage's function, which stages of one text share; `totals` are the places of sums over positions."""
-    access = StageAccess(source, stage)
+    access = StageAccess(source, segment, stage)
     writer = source.writer(access)
     windows = _slides(access)
     for index in stage.body:
@@ -190,7 +199,9 @@ def stage_function(source: Source, segment: Segment, stage: Stage, totals: dict[
         text += [indented(passed, 3)]
     name = source.function("stage", "\n".join(line for line in text if line.strip()))
     numbers = source.block(writer)
-    return StageFunction(name, numbers, access.reads, stage.kept, access.slots, access.inputs, access.stored)
+    return StageFunction(
+        name, numbers, access.reads, stage.kept, access.slots, access.inputs, access.stored, access.over
+    )
 
 
 def _stores(access: StageAccess, writer: Writer) -> list[str]:
@@ -247,11 +258,12 @@ def _slides(access: StageAccess) -> Windows:
         assert isinstance(statement, Slide)
         rows, columns = axis_windows(statement.windows)
         base = f"in{_noted(access.reads, statement.field)}"
+        height = f"h{_noted(access.over, access.segment.geometry[statement.field])}"
         for tap in range(rows.size):
             shift = tap * rows.dilation - rows.low
             place = scaled("i", rows.stride)
             rows_lines.append(f"r{number}_{tap} = s0 + {base}")
-            rows_lines.append(f"if 0 <= {plus(place, shift)} < hs:")
+            rows_lines.append(f"if 0 <= {plus(place, shift)} < {height}:")
             rows_lines.append(f"    r{number}_{tap} = s0 + {base} + ({plus(place, shift + 1)}) * {source.row}")
 
         def vertical(column: str, place: int, number: int = number, count: int = rows.size) -> str:
