@@ -163,6 +163,31 @@ def test_branches(name):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def swapped(key):
+    return eqx.nn.Lambda(lambda h: jnp.swapaxes(h, 1, 2))
+
+
+NARROW = {
+    "pool to one row, then along it": ([pool((5, 1), 1), conv(WIDTH, (1, 2)), relu], 3),
+    "convolution to one column, rows and columns exchanged, then along it": (
+        [conv(WIDTH, (1, 4)), relu, swapped, conv(WIDTH, 3, padding=1), relu],
+        5,
+    ),
+    "convolution to one position, then 3×3": (
+        [conv(WIDTH, (5, 4)), relu, conv(WIDTH, 3, padding=1), relu, conv(WIDTH, 1), relu],
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_grids_that_become_one_position_wide(name):
+    parts, positions = NARROW[name]
+    make = network(conv(3, 3, padding=1), relu, *parts, head="flatten", positions=positions)
+    found, expected, *_ = pair(make, CONV)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_one_axis_of_positions():
     def make(key):
         first, second = jax.random.split(key)
@@ -267,6 +292,26 @@ def test_what_cannot_be_fused_is_left_to_xla_and_says_so():
     kernel = limit(make, numerical=True, fused=True, input_shape=CONV)
     assert "evaluated by XLA: no fused form for a numerical rule" in str(kernel)
     assert "switched off" in str(limit(make, numerical=True, fused=False, input_shape=CONV))
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (
+            branches((conv(WIDTH, 1),), (lambda key: eqx.nn.AdaptiveAvgPool2d(1), conv(WIDTH, 1))),
+            "a signal that is repeated along positions",
+        ),
+        (branches((conv(WIDTH, (2, 1)),), (conv(WIDTH, (2, 1)), swapped)), "a signal whose axes are rearranged"),
+        (
+            branches((pool(2, 2), conv(WIDTH, 1)), (conv(WIDTH, 2), pool(2, (2, 1)), conv(WIDTH, 1))),
+            "branches of different sizes",
+        ),
+        (lambda key: eqx.nn.Lambda(lambda h: h[:, 1:]), "chosen positions"),
+    ],
+)
+def test_arrangements_that_are_left_to_xla(part, reason):
+    make = network(conv(3, 3, padding=1), relu, part, relu, head="average")
+    assert f"evaluated by XLA: no fused form for {reason}" in str(limit(make, fused=True, input_shape=CONV))
 
 
 def test_little_work_does_not_pay():

@@ -173,6 +173,11 @@ def keys_with_values_first(p, x):
     return p["v"] @ ((h @ p["u"]) @ ((h @ p["u"]).T @ (h @ p["s"]) / 16)).mean(axis=0)
 
 
+def without_entries(p, x):
+    h = jax.lax.conv(x[None, None], p["w"], (1,), "VALID")
+    return p["v"] @ jax.nn.relu(jax.lax.conv(h, p["u"], (1,), "VALID").reshape(16, -1).mean(1))
+
+
 SQUARE = {"w": (16, 4), "u": (16, 16), "v": (2, 16)}
 CASES = [
     (normalised_weight, r"computes from w \(normalised", {}),
@@ -209,6 +214,7 @@ CASES = [
     (heads, "different laws", {}),
     (max_pooling, "no rule for it", {}),
     (rounded, "no rule for it", {}),
+    (without_entries, r"of shape \(1, 16, 0\), is empty", {"w": (16, 1, 3), "u": (16, 16, 3), "v": (2, 16)}),
 ]
 
 

@@ -20,6 +20,7 @@ from ..graph.signal import (
     LinearLeaf,
     ParameterLeaf,
     Segment,
+    SelectLeaf,
     StopLeaf,
     SumLeaf,
     Term,
@@ -29,6 +30,7 @@ from ..graph.signal import (
 )
 from ..graph.space import Window
 from .carry import carried
+from .grids import REARRANGED, Grids, arranged, described
 from .program import (
     Dual,
     Inner,
@@ -44,6 +46,7 @@ from .program import (
     Sum,
     Times,
     Total,
+    operands,
 )
 
 Knowns = tuple[int, ...]
@@ -67,14 +70,23 @@ class Lowering:
     quantities: dict[Known, int] = field(default_factory=dict)
     memo: dict[tuple[Leaf, Leaf], tuple[Linear, Linear]] = field(default_factory=dict)
     places: dict[tuple[Statement, Space], int] = field(default_factory=dict)
+    grids: Grids = field(default_factory=Grids)
 
     def emit(self, statement: Statement, space: Space) -> int:
         key = (statement, space)
         if key not in self.places:
+            self._check_grid(statement, space)
             self.places[key] = len(self.statements)
             self.statements.append(statement)
             self.spaces.append(space)
         return self.places[key]
+
+    def _check_grid(self, statement: Statement, space: Space) -> None:
+        for grid in (self.spaces[i] for i in operands(statement) if self.statements[i] != One()):
+            if isinstance(statement, Sum | Times) and grid != space:
+                raise NotFusedError("a signal that is repeated along positions")
+            if isinstance(statement, Slide | Pool | Total) and not grid:
+                raise NotFusedError("a layer over positions on a signal without any")
 
     def one(self, space: Space) -> Linear:
         return {((), (), self.emit(One(), space)): 1.0}
@@ -108,7 +120,7 @@ class Lowering:
             if not (a.gaussian and b.gaussian):
                 raise NotFusedError("a sum that meets a map of activations")
             pair = self.pairs(_segment(a), _segment(b))
-            sealed = (self.field_of(part, a.space) for part in pair)
+            sealed = (self.field_of(part, self.grids.of(a)) for part in pair)
             k, theta = ({} if place is None else {((), (), place): 1.0} for place in sealed)
             return k, theta
         if a is not b:
@@ -118,13 +130,15 @@ class Lowering:
                 return self.weight(a)
             case LinearLeaf():
                 return self.pooled(a)
+            case SelectLeaf():
+                return self.selected(a)
             case ParameterLeaf(parameter=parameter):
                 if parameter.noise or a.space:
                     raise NotFusedError("dropout" if parameter.noise else "a parameter with positions of its own")
                 sizes = parameter.variance * a.scale**2, parameter.rate * a.scale**2
                 k, theta = (_scaled(self.one(()), size) for size in sizes)
                 return k, theta
-        raise NotFusedError(type(a).__name__)
+        raise NotFusedError(described(a))
 
     def weight(self, leaf: WeightLeaf) -> tuple[Linear, Linear]:
         if leaf.depthwise or leaf.unshared:
@@ -141,22 +155,24 @@ class Lowering:
         """Sums over everything that a weight contracts: the width, all positions, or windows."""
         k: Linear = {}
         theta: Linear = {}
-        space, contracted = leaf.input[0].space, leaf.contracted
-        kept = tuple(axis for axis in range(len(space)) if axis not in contracted)
+        contracted = leaf.contracted
         folded = bool(contracted) and all(segment.is_known for segment in leaf.input)
         for segment in leaf.input:
             first, second = self.pairs(segment, segment, width=contracted if folded else ())
             k, theta = _added(k, first), _added(theta, second)
         if contracted and not folded:
-            if kept:
+            if leaf.space:
                 raise NotFusedError("a weight that contracts some axes of positions and not others")
-            return self._moved((k, theta), space, lambda i: Total(i, True), ())
-        windows = {axis: _plain(window) for axis, window in leaf.windows}
+            return self._moved((k, theta), self.grids.of(leaf.input[0]), lambda i: Total(i, True), ())
+        lengths = leaf.input[0].space
+        windows = {axis: _plain(window, lengths[axis]) for axis, window in leaf.windows}
         if all(window.is_trivial for window in windows.values()):
             return k, theta
-        slides = tuple(windows.get(axis, Window(1)) for axis in kept)
-        before = tuple(space[axis] for axis in kept)
-        return self._moved((k, theta), before, lambda i: Slide(i, slides), leaf.space)
+        axes = self.grids.axes(leaf)
+        kept = [axis for axis in range(len(lengths)) if axis not in contracted]
+        slides = arranged(axes, [windows.get(axis, Window(1)) for axis in kept], Window(1))
+        before = arranged(axes, [lengths[axis] for axis in kept], 1)
+        return self._moved((k, theta), before, lambda i: Slide(i, slides), self.grids.of(leaf))
 
     def _moved(
         self, pair: tuple[Linear, Linear], space: Space, statement: Callable[[int], Statement], after: Space
@@ -177,18 +193,30 @@ class Lowering:
         while (within := _map_inside(inner, chain)) is not None:
             chain.append(within)
             inner = within.segment
-        space = inner.space
+        before = self.grids.of(inner)
         k, theta = self.pairs(inner, inner)
         if leaf.window is None:
-            if len(chain) != len(space):
+            if len(chain) != len(inner.space):
                 raise NotFusedError("a sum over some axes of positions and not others")
-            return self._moved((k, theta), space, lambda i: Total(i, False), ())
-        windows = [Window(1)] * len(space)
+            return self._moved((k, theta), before, lambda i: Total(i, False), ())
+        windows = [Window(1)] * len(inner.space)
         for link in chain:
             assert link.window is not None
-            windows[link.axis] = _plain(link.window)
-        chosen = tuple(windows)
-        return self._moved((k, theta), space, lambda i: Pool(i, chosen), leaf.space)
+            windows[link.axis] = _plain(link.window, inner.space[link.axis])
+        if all(window.is_trivial for window in windows):
+            return k, theta
+        chosen = arranged(self.grids.axes(inner), windows, Window(1))
+        return self._moved((k, theta), before, lambda i: Pool(i, chosen), self.grids.of(leaf))
+
+    def selected(self, leaf: SelectLeaf) -> tuple[Linear, Linear]:
+        """The only position along an axis: nothing moves, unless it is the last axis."""
+        if leaf.index.shape or leaf.leaf.space[leaf.axis] != 1:
+            raise NotFusedError("chosen positions")
+        k, theta = self.query(leaf.leaf, leaf.leaf)
+        grid = self.grids.of(leaf.leaf)
+        if leaf.space or all(self.spaces[i] != grid for part in (k, theta) for *_, i in part):
+            return k, theta
+        return self._moved((k, theta), grid, lambda i: Total(i, True), ())
 
     # Sums of terms
 
@@ -196,6 +224,10 @@ class Lowering:
         """Every pair of terms with its coefficients; summed over the width and these axes unless `width` is None."""
         k: Linear = {}
         theta: Linear = {}
+        if a is not b and self.grids.axes(a) != self.grids.axes(b):
+            raise NotFusedError(REARRANGED)
+        placed = any(factor.leaf.space for term in a.terms for factor in term.factors)
+        grid = self.grids.of(a) if placed else ()
         for s in a.terms:
             for t in b.terms:
                 if not s.factors or not t.factors:
@@ -203,7 +235,9 @@ class Lowering:
                     continue
                 size = 1.0 if width is None else float(a.size)
                 (f, left), (g, right) = self._coefficient(s), self._coefficient(t)
-                first, second = self._terms(s, t, a.space)
+                first, second = self._terms(s, t, grid)
+                if (left or right) and not self.grids.ordered(a):
+                    raise NotFusedError(REARRANGED)
                 k = _added(k, _scaled(first, size * f * g, left, right))
                 theta = _added(theta, _scaled(second, size * f * g, left, right))
         return k, theta
@@ -216,8 +250,11 @@ class Lowering:
             raise NotFusedError("a constant beside a random signal")
         if width is None:
             raise NotFusedError("a constant output")
+        if not self.grids.ordered(segment, width):
+            raise NotFusedError(REARRANGED)
         left, right = (self._array(term.coefficient, segment, width) for term in (s, t))
-        space = tuple(length for axis, length in enumerate(segment.space) if axis not in width)
+        kept = [axis for axis in range(len(segment.space)) if axis not in width]
+        space = arranged(self.grids.kept(segment, width), [segment.space[axis] for axis in kept], 1)
         return {((), (), self.emit(Inner(left, right), space)): 1.0}
 
     def _array(self, known: Known, segment: Segment, width: tuple[int, ...]) -> int:
@@ -250,7 +287,6 @@ class Lowering:
         return k, theta
 
     def _tangent(self, f: Factor, g: Factor, left: list[Factor], right: list[Factor], space: Space) -> Linear:
-        _check_places(f, g)
         theta = self.query(f.leaf, g.leaf)[1]
         if not left and not right:
             if f.function.is_identity and g.function.is_identity:
@@ -287,7 +323,6 @@ class Lowering:
             if any(x.function.is_identity and x.leaf.gaussian for x in (f, g)):
                 return {}
             raise NotFusedError("means of two independent activations")
-        _check_places(f, g)
         if f.function.is_identity and g.function.is_identity:
             return self.query(f.leaf, g.leaf)[0]
         return self._dual(f, g, False)
@@ -299,12 +334,12 @@ class Lowering:
         if f.function.parameters or g.function.parameters:
             raise NotFusedError("an activation with parameters that depend on the input")
         rule = self.rules(f.function, g.function, slopes)
-        place = self.field_of(self.query(u, u)[0], u.space)
+        place = self.field_of(self.query(u, u)[0], self.grids.of(u))
         if place is None:
             raise NotFusedError("an activation of a signal without randomness")
         # Numbers that later sums multiply by anyway cost nothing there.
         number, rule = rule.normalised() if isinstance(rule, Piecewise) else (1.0, rule)
-        return {((), (), self.emit(Dual(place, rule), u.space)): number}
+        return {((), (), self.emit(Dual(place, rule), self.grids.of(u))): number}
 
 
 def lower(graph: Graph, rules: Rules) -> tuple[Program, list[Array], list[Known]]:
@@ -343,20 +378,21 @@ def _map_inside(segment: Segment, chain: list[LinearLeaf]) -> LinearLeaf | None:
     return leaf if leaf.window is None or all(leaf.axis != link.axis for link in chain) else None
 
 
-def _plain(window: Window) -> Window:
+def _plain(window: Window, length: int) -> Window:
+    """The window, or the trivial one that does the same on an axis of this length.
+
+    Raises:
+        NotFusedError: programs do not have such windows.
+    """
     if window.base_dilation != 1 or window.low < 0 or window.high < 0:
         raise NotFusedError("a transposed convolution or a negative padding")
-    return window
+    alone = length == window.output_length(length) == 1
+    covered = window.low % window.dilation == 0 and window.low // window.dilation < window.size
+    return Window(1) if alone and covered else window
 
 
 def _stopped(factor: Factor) -> bool:
     return isinstance(factor.leaf, StopLeaf)
-
-
-def _check_places(f: Factor, g: Factor) -> None:
-    for factor in (f, g):
-        if factor.axes != tuple(range(len(factor.leaf.space))):
-            raise NotFusedError("a signal whose axes are rearranged")
 
 
 def _scaled(linear: Linear, factor: float, left: Knowns = (), right: Knowns = ()) -> Linear:

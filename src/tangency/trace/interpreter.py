@@ -280,7 +280,14 @@ class Interpreter:
                     "Of random draws only dropout has a rule (jax.random.bernoulli); trace the model in inference mode",
                 )
         self._check_pending(equation)
-        return RULES.get(equation.name, RULES["default"])(self, equation)
+        results = RULES.get(equation.name, RULES["default"])(self, equation)
+        for result in results:
+            if isinstance(result, Signal) and 0 in result.shape:
+                raise equation.refuse(
+                    f"its result, of shape {result.shape}, is empty",
+                    "Use larger inputs, or fewer layers that shrink them",
+                )
+        return results
 
     def _check_pending(self, equation: Equation) -> None:
         """A sum over a width is an average only with its 1/width; without it, it is one more Gaussian."""
