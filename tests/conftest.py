@@ -2,7 +2,8 @@
 
 import os
 
-# Most of the time goes to compiling small programs once; LLVM's optimisations change no result here beyond rounding.
+# Most of the time goes to compiling small programs once. Where LLVM's optimisations have changed results, tests start a
+# process of their own without this.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax

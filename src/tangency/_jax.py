@@ -3,6 +3,10 @@
 jaxlib 0.10.2 drops terms of large sums in programs for the CPU (jax issue 39103) and 0.11.0 crashes on some (39257);
 0.10.1 and 0.11.1 do neither. The package's metadata exclude both releases; this warns where they are installed all the
 same.
+
+jaxlib up to 0.10.1 (0.11.1 no longer) stores sums wrongly on CPUs with AVX-512 where arrays in float64 are put side by
+side along an axis that four entries precede and five follow: `concatenate([a + b, b + c], 2)` of [n, 4, 1, 5]. There is
+no later release for Python 3.11; contractions put arrays side by side along the first axis instead.
 """
 
 import os

@@ -1,6 +1,11 @@
 """Finite NTKs against explicit Jacobians, in float64."""
 
+import os
+import subprocess
+import sys
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -69,3 +74,29 @@ def test_products_of_the_operator(equinox):
     v = np.array([1.0, -0.5])
     mean = np.einsum("nmoo->nm", expected[:3, 3:]) / expected.shape[-1]
     close(tg.empirical(model, **options).operator(x, y) @ v, mean @ v)
+
+
+def test_a_layer_of_five_units_used_twice_behind_four_outputs():
+    """Sizes at which XLA for the CPU gives wrong gradients if both uses are put side by side at once (see `_jax`)."""
+
+    def function(p, x):
+        h = jnp.tanh(p["w"] @ x + p["b"])
+        h = p["w"] @ h + p["b"]
+        return p["v"] @ jnp.tanh(h + jnp.tanh(p["u"] @ h))
+
+    rng = np.random.default_rng(0)
+    shapes = {"w": (5, 5), "u": (5, 5), "b": (5,), "v": (4, 5)}
+    parameters = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    x = rng.normal(size=(5, 5))
+    expected = ntk(function, parameters, x, x)[:3, 3:]
+    close(tg.empirical(function, parameters, outputs="full")(x[:3], x[3:]), expected)
+    close(tg.empirical(function, parameters)(x[:3], x[3:]), np.einsum("nmoo->nm", expected) / 4)
+
+
+def test_optimised_programs():
+    """This session compiles without LLVM's optimisations, users do not."""
+    names = ("test_a_layer_of_five_units_used_twice_behind_four_outputs", "test_mean_over_outputs")
+    command = [sys.executable, "-m", "pytest", "-q", *(f"{__file__}::{name}" for name in names)]
+    done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout

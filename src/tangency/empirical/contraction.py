@@ -63,7 +63,10 @@ def parts(sites: Sequence[Site], signals: Sequence[Any], cotangents: Sequence[An
 
 
 def _joined(arrays: Sequence[Any], axis: int) -> Any:
-    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis)
+    """Side by side along an axis; not at once, because of a fault of jaxlib (see `_jax`)."""
+    if len(arrays) == 1:
+        return arrays[0]
+    return jnp.moveaxis(jnp.concatenate([jnp.moveaxis(array, axis, 0) for array in arrays]), 0, axis)
 
 
 def by_positions(left: Sequence[Part], right: Sequence[Part], pairing: Pairing) -> Any:
