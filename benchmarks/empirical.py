@@ -175,8 +175,9 @@ def run_large() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=list(NETWORKS))
-    parser.add_argument("--methods", nargs="*", default=["auto", "jacobian", "products"])
+    parser.add_argument("--only", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
+    methods = ["auto", "jacobian", "products"]
+    parser.add_argument("--methods", nargs="*", choices=methods, default=methods)
     parser.add_argument("--patience", type=float, default=20.0)
     parser.add_argument("--torch")
     parser.add_argument("--large", action="store_true")

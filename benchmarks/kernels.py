@@ -176,6 +176,9 @@ def main() -> None:
         row = accuracy(options.one, options.data) if options.data else measured(options.one)
         print(json.dumps(row))
         return
+    known = CIFAR if options.data else ROWS
+    if unknown := [name for name in options.rows or () if name not in known]:
+        parser.error(f"--rows: there is no {unknown[0]!r}; there are {', '.join(map(repr, known))}")
     everything: list[dict[str, Any]] = []
     print(f"{os.cpu_count()} processors, {platform.machine()}, JAX {jax.__version__}, float32\n")
     if options.data:
