@@ -100,3 +100,18 @@ def test_optimised_programs():
     done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout
+
+
+def test_a_convolution_without_positions():
+    """What comes of it is what the padding and the biases of the next one make."""
+
+    def function(p, x):
+        h = jax.lax.conv(x[None, None], p["w"], (1,), "VALID")
+        h = jax.lax.conv_general_dilated(jnp.tanh(h), p["u"], (1,), [(2, 2)]) + p["b"]
+        return p["v"] @ jnp.tanh(h[0]).ravel()
+
+    rng = np.random.default_rng(0)
+    shapes = {"w": (2, 1, 5), "u": (3, 2, 2), "b": (1, 3, 1), "v": (2, 9)}
+    parameters = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    x = rng.normal(size=(3, 4))
+    close(tg.empirical(function, parameters, outputs="full")(x), ntk(function, parameters, x, x))

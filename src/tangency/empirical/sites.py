@@ -173,7 +173,8 @@ def _dot_general(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) ->
 def _conv(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tuple[Site, Any] | None:
     """y = convolution of a signal with a filter: the signal's patches times the filter."""
     p = equation.params
-    if place != 1 or p["batch_group_count"] != 1:
+    output: Any = equation.outvars[0].aval
+    if place != 1 or p["batch_group_count"] != 1 or 0 in output.shape:
         return None
     image, view = operands
     numbers, groups = p["dimension_numbers"], p["feature_group_count"]
@@ -198,9 +199,7 @@ def _conv(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tuple[
     for axis, length in zip(out[2:], positions, strict=True):
         output_axes[axis] = [("s", length)]
     # The order of s must be that of the signal: examples, then positions.
-    site, signal = _built(
-        view, equation.outvars[0].aval, signal, signal_axes, [a for axes in output_axes for a in axes]
-    )
+    site, signal = _built(view, output, signal, signal_axes, [a for axes in output_axes for a in axes])
     return (site, signal) if [out[0], *out[2:]] == sorted([out[0], *out[2:]]) else None
 
 
