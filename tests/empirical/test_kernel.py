@@ -106,7 +106,7 @@ def test_a_convolution_without_positions():
     """What comes of it is what the padding and the biases of the next one make."""
 
     def function(p, x):
-        h = jax.lax.conv(x[None, None], p["w"], (1,), "VALID")
+        h = jax.lax.conv_general_dilated(x[None, None], p["w"], (1,), "VALID", rhs_dilation=(2,))
         h = jax.lax.conv_general_dilated(jnp.tanh(h), p["u"], (1,), [(2, 2)]) + p["b"]
         return p["v"] @ jnp.tanh(h[0]).ravel()
 
