@@ -38,7 +38,7 @@ _KINDS: dict[type[Leaf], str] = {
 
 def described(leaf: Leaf) -> str:
     """What a leaf is, for a refusal."""
-    return next((text for kind, text in _KINDS.items() if isinstance(leaf, kind)), "what one of its layers does")
+    return _KINDS.get(type(leaf), "what one of its layers does")
 
 
 def arranged(axes: Sequence[int], values: Sequence[T], missing: T) -> tuple[T, ...]:

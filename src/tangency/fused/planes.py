@@ -89,10 +89,13 @@ def driver(source: Source, everything: bool) -> tuple[list[str], int]:
             kept = layout.stored(index, bounds)
             stores[index] = top, kept
             size = kept.pairs[0] * kept.pairs[1] * L
-            stored += [
-                f"    for k in range(r * {{scratch}} + {top}, r * {{scratch}} + {top + size}):",
-                "        S[k] = F(0)",
-            ]
+            if not all(
+                window.is_trivial for window in pool_windows(layout.program, index)
+            ):  # Else each is written once.
+                stored += [
+                    f"    for k in range(r * {{scratch}} + {top}, r * {{scratch}} + {top + size}):",
+                    "        S[k] = F(0)",
+                ]
             top += size
     source.scratch = top
     if stored:
