@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..memory import available_memory, require
 from ..types import Kind
 from .compile import compiled
 from .dense import dense_text, inner_fields
@@ -54,6 +55,11 @@ class Variant:
     scratch: int
     pair_numbers: tuple[np.ndarray, ...]
     first_numbers: tuple[np.ndarray, ...]
+
+    @property
+    def plane_bytes(self) -> int:
+        """What the planes of one thread take."""
+        return self.scratch * self.source.together * np.dtype(self.source.dtype).itemsize
 
     def scratch_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Planes, totals, and totals rounded to the type of the planes."""
@@ -160,7 +166,7 @@ class FusedKernel:
         rows = [(s, min(s + block, x1.count)) for s in range(0, x1.count, block)]
         columns = [(s, min(s + block, other.count)) for s in range(0, other.count, block)]
         jobs = [(r, c) for r in rows for c in columns if x2 is not None or c[0] >= r[0]]
-        with ThreadPoolExecutor(self._workers()) as pool:
+        with ThreadPoolExecutor(self._workers(form, dtype)) as pool:
             done: tuple[tuple[int, int], Any] | None = None
             for number, (r, c) in enumerate(jobs):
                 if done is None or done[0] != r:
@@ -206,7 +212,7 @@ class FusedKernel:
             for table in pair
         }
         counts: dict[tuple[int, int], int] = {}
-        with ThreadPoolExecutor(self._workers()) as pool:
+        with ThreadPoolExecutor(self._workers(form, dtype)) as pool:
             while any(number > counts.get(key, 0) for key, number in needed.items()):
                 counts = needed
                 places = self._places(counts)
@@ -246,9 +252,23 @@ class FusedKernel:
                     found[field] = min(low, before[0]), max(high, before[1])
         return {field: ends if ends[1] else (1.0, 1.0) for field, ends in found.items()}
 
-    def _workers(self) -> int:
+    @property
+    def _threads(self) -> int:
+        """As many as there are processors and the user allows."""
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, min(available, self.threads or available))
+
+    def _workers(self, form: Kind, dtype: str) -> int:
+        """As many threads as half of the memory has room for the planes of.
+
+        Raises:
+            MemoryLimitError: there is no room for those of one.
+        """
+        planes, memory = self._variant(form, dtype, False).plane_bytes, available_memory()
+        if memory is None or self._threads * planes <= memory // 2:
+            return self._threads
+        require(planes, memory, "what one thread keeps of the layers of a pair of examples", "use smaller images")
+        return max(1, min(self._threads, memory // 2 // planes))
 
     def _block(self, dtype: str, places: np.ndarray) -> int:
         """How many examples are taken at once."""
@@ -377,7 +397,7 @@ class FusedKernel:
             if variant.source.series:
                 behind = right.coefficients.reshape(-1)[skip * per_row :]
                 further = left.rows[start:stop].reshape(-1), behind, places
-            step = -(-rows // (4 * self._workers()))
+            step = -(-rows // (4 * self._threads))
             cuts = range(0, rows, step)
             ends = [min(cut + step, rows) for cut in cuts]
             after = skip - start if diagonal else rows
