@@ -9,6 +9,7 @@ from scipy.special import erfcx, owens_t
 from tangency import limit
 from tangency.fused.owen import BEND, CHEBYSHEV, mills, smooth_tail, table_of
 from tangency.limit.duals import Activation, pieces
+from tangency.limit.tabulate import MOST_LEVELS
 from tests.fused.networks import agree, convolutional, dense, gated
 from tests.oracles import gaussian
 
@@ -187,6 +188,11 @@ def test_functions_that_have_no_fused_form_say_so():
     kernel = limit(dense(lambda u: jnp.sin(jnp.clip(u, -2.0, 2.0))), fused=True, input_shape=(5,))
     assert "evaluated by XLA: no fused form for the activation" in str(kernel)
     assert "it has a kink elsewhere than at 0" in str(kernel)
+    places = np.linspace(-1.0, 1.1, MOST_LEVELS + 1)
+    many = limit(dense(lambda u: sum(jnp.where(u > t, 1.0, 0.0) for t in places)), fused=True, input_shape=(5,))
+    assert f"it has more than {MOST_LEVELS} kinks elsewhere than at 0" in str(many)
+    few = limit(dense(lambda u: sum(jnp.where(u > t, 1.0, 0.0) for t in places[1:])), fused=True, input_shape=(5,))
+    assert "the whole network is fused" in str(few)
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "mirrored"])

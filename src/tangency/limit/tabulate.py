@@ -14,6 +14,7 @@ from ..fused import (
     DECADES,
     TAILS,
     Evaluated,
+    NotFusedError,
     PiecewiseLinear,
     PiecewiseQuadratic,
     Series,
@@ -28,6 +29,9 @@ from .duals import coefficients as hermite
 
 _AMPLIFIED = 100.0
 """How much larger than E f² the terms may be that add up to it."""
+
+MOST_LEVELS = 6
+"""Places where a function breaks: programs, and the time to compile them, grow with the square of their number."""
 
 ORDER = 512
 """Powers of the correlation that are tabulated."""
@@ -70,6 +74,9 @@ def truncated(f: Activation, g: Activation, slopes: bool) -> Truncated | None:
     """E[f(u) g(v)] of piecewise linear or quadratic functions by moments of truncated normal variables, or None.
 
     `slopes`: whether they are slopes of the functions whose kernel this is part of, and read the same tables.
+
+    Raises:
+        NotFusedError: the pairs of places where they break are too many for a program.
     """
     if f.span is None or g.span is None or f.zero_value is None or g.zero_value is None:
         return None
@@ -77,6 +84,9 @@ def truncated(f: Activation, g: Activation, slopes: bool) -> Truncated | None:
     if first is None or second is None or ((first.square or second.square) and not (first.levels or second.levels)):
         return None
     cut = first, second
+    if max(len(own.levels) for own in cut) > MOST_LEVELS:
+        label = (f if len(first.levels) > MOST_LEVELS else g).label
+        raise NotFusedError(f"the activation {label}: it has more than {MOST_LEVELS} kinks elsewhere than at 0")
     degrees = [n for own in cut for level in own.levels for n, factor in enumerate(level.coefficients) if factor]
     # The slopes' kernel then reads the tables of the functions'.
     order = max(1, max(degrees, default=0) + slopes)
