@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -25,6 +26,10 @@ def test_classification_of_a_mixed_csv_and_the_round_trip(run, folder):
     result = succeeded(run("fit", "shop.csv", "--target", "bought", "--model", "mlp:depth=1"))
     assert "infinite network (NTK)" in result.stdout
     assert "classification of 'bought'" in result.stdout
+    gaps = mixed_table()["size"].null_count()
+    said = r"missing numbers, replaced by the training mean \(training \+ test rows\): size \((\d+) \+ (\d+)\)\n"
+    found = re.search(said, result.stdout)
+    assert found is not None and int(found[1]) + int(found[2]) == gaps > 0
     out = folder / "tangency-shop"
     assert {path.name for path in out.iterdir()} == FILES
     assert sorted(path.name for path in folder.iterdir()) == ["shop.csv", "tangency-shop"]

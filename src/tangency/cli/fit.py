@@ -176,7 +176,7 @@ def fit(request: FitRequest, stages: Stages) -> Fit:
         for done, (name, values) in enumerate(opponents):
             metrics[name] = score(problem.task, problem.test.target, values)
             progress(done + 1, 4)
-    notes = problem.notes + _constant_note(preprocessing)
+    notes = problem.notes + _gap_note(problem, preprocessing) + _constant_note(preprocessing)
     return Fit(problem, model, kernel, estimator, times, path, scores, predicted, std, metrics, stages.seconds, notes)
 
 
@@ -207,6 +207,14 @@ def _explain_singular(error: SingularMatrixError, problem: Problem, x: np.ndarra
                 f"ridge and no network fits both; {smallest}, or --ridge auto"
             )
     return InputError(f"the kernel matrix of the training rows is singular at this ridge; {smallest}, or --ridge auto")
+
+
+def _gap_note(problem: Problem, preprocessing: Preprocessing) -> tuple[str, ...]:
+    train, test = (preprocessing.gaps(part.frame) for part in (problem.train, problem.test))
+    names = [f"{name} ({train[name]} + {test[name]})" for name in train if train[name] or test[name]]
+    if not names:
+        return ()
+    return (f"missing numbers, replaced by the training mean (training + test rows): {listed(names, 6)}",)
 
 
 def _constant_note(preprocessing: Preprocessing) -> tuple[str, ...]:

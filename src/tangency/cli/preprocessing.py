@@ -83,6 +83,11 @@ class Preprocessing:
             blocks += [np.array([value == level for value in values], dtype=np.float64)[:, None] for level in levels]
         return np.concatenate(blocks, axis=1)[:, self.kept]
 
+    def gaps(self, frame: pl.DataFrame) -> dict[str, int]:
+        """How many numbers each number column lacks."""
+        numbers = frame.select(self.numeric).cast(pl.Float64)
+        return {name: int(np.isnan(numbers[name].to_numpy()).sum()) for name in self.numeric}
+
     @property
     def feature_names(self) -> list[str]:
         """One name for every feature, in order."""
