@@ -1,5 +1,6 @@
 """Functions of several Gaussians by quasi-Monte-Carlo, against closed forms and finite networks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +11,7 @@ import pytest
 
 import tangency as tg
 from tangency.errors import InputError, UnsupportedModelError
-from tests.oracles.monte_carlo import Entries, Network, dense, finite_kernels
+from tests.oracles.monte_carlo import Entries, Network, dense, finite_kernels, initialiser
 
 WIDTH = 64
 FEATURES = 5
@@ -186,6 +187,19 @@ def softmax_over_places(n: int) -> Network:
 )
 def test_finite_networks(network: Network, shape: tuple[int, ...], draws: int) -> None:
     check_drawn(network, examples(*shape), draws)
+
+
+def test_a_pooled_signal_times_itself_is_its_square() -> None:
+    def kernel(square: Callable[[Any], Any]) -> tg.Kernel:
+        def apply(p: Any, x: Any) -> Any:
+            return p["readout"] @ square(jnp.mean(jax.nn.relu(x @ p["w"].T), axis=0))
+
+        init = initialiser({"w": dense(WIDTH, FEATURES), "readout": dense(1, WIDTH)})
+        return tg.limit((init, apply), numerical=tg.QuasiMonteCarlo(64, 2))
+
+    x = examples(3, FEATURES)
+    expected = kernel(lambda h: h**2).evaluate("both", x)
+    np.testing.assert_allclose(kernel(lambda h: h * h).evaluate("both", x), expected, rtol=1e-12)
 
 
 def test_outputs_at_positions_are_symmetric() -> None:

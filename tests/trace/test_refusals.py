@@ -178,6 +178,16 @@ def without_entries(p, x):
     return p["v"] @ jax.nn.relu(jax.lax.conv(h, p["u"], (1,), "VALID").reshape(16, -1).mean(1))
 
 
+def squared_average(p, x):
+    average = jax.nn.relu(x.reshape(2, 2) @ p["w"].T).mean(axis=0)
+    return p["v"] @ (average * average)
+
+
+def average_beside_activations(p, x):
+    h = jax.nn.relu(x.reshape(2, 2) @ p["w"].T)
+    return p["v"] @ (h.mean(axis=0, keepdims=True) * h).mean(axis=0)
+
+
 SQUARE = {"w": (16, 4), "u": (16, 16), "v": (2, 16)}
 CASES = [
     (normalised_weight, r"computes from w \(normalised", {}),
@@ -214,6 +224,8 @@ CASES = [
     (heads, "different laws", {}),
     (max_pooling, "no rule for it", {}),
     (rounded, "no rule for it", {}),
+    (squared_average, "'mul' .* linear map of activations", {"w": (16, 2), "v": (2, 16)}),
+    (average_beside_activations, "product of 4 correlated Gaussians", {"w": (16, 2), "v": (2, 16)}),
     (without_entries, r"of shape \(1, 16, 0\), is empty", {"w": (16, 1, 3), "u": (16, 16, 3), "v": (2, 16)}),
 ]
 

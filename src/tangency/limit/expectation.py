@@ -136,6 +136,10 @@ class Expectations:
         if f.function.is_identity and g.function.is_identity:
             return self.recursion.query("K", f.variable, g.variable)
         if not (f.leaf.gaussian and g.leaf.gaussian):
+            if not all(p.leaf.gaussian or p.function.is_identity for p in (f, g)):
+                if self.recursion.graph.sampling is not None:
+                    return joint.expectation(self.recursion, placed)
+                raise _too_many(len(placed), [f.leaf, g.leaf])
             return self.recursion.query("K", self.whole([f]), self.whole([g]))
         self.recursion.uses.append(DualUse(f.anywhere(), g.anywhere()))
         operands = [

@@ -72,8 +72,12 @@ class Algebra:
         return self.normal(segment, terms, source)
 
     def multiply(self, a: Segment, b: Segment, source: str | None) -> Segment:
-        if self.joint is not None and (_is_joint(a) or _is_joint(b)) and _is_random(a) and _is_random(b):
+        repeated = _repeated(a, b)
+        several = _is_joint(a) or _is_joint(b) or repeated is not None
+        if self.joint is not None and several and _is_random(a) and _is_random(b):
             return self.joint(kn.MULTIPLY, (a, b), source)
+        if repeated is not None:
+            raise _not_gaussian(kn.MULTIPLY, repeated, source)
         terms = [product for s in a.terms for t in b.terms for product in _product(s, t)]
         return self.normal(a, terms, source)
 
@@ -285,6 +289,12 @@ def _is_random(segment: Segment) -> bool:
     return any(term.random for term in segment.terms) and not any(term.varies for term in segment.terms)
 
 
+def _repeated(a: Segment, b: Segment) -> Leaf | None:
+    """A random leaf that is no Gaussian and a factor of both at the same place: their product is not linear in it."""
+    shared = set(_places([a])) & set(_places([b]))
+    return next((leaf for leaf, _ in shared if not leaf.gaussian), None)
+
+
 def _places(operands: Sequence[Segment | Known]) -> list[Place]:
     """The random variables that some segments are functions of."""
     found = {
@@ -309,20 +319,23 @@ def _common_place(operation: Operation, places: Sequence[Place], source: str | N
         )
     place = next(iter(places), None)
     if place is not None and not place[0].gaussian:
-        names = _only_parameters(place[0])
-        if names:
-            raise UnsupportedModelError(
-                f"'{operation.name}'", reason=made_from_parameters(names), advice=MADE_ADVICE, source=source
-            )
-        raise UnsupportedModelError(
-            f"'{operation.name}'",
-            reason="it is a nonlinear function of a linear map of activations (a pooled or depthwise signal), which is "
-            "not Gaussian",
-            advice="Put a dense layer or a full convolution before the activation, or ask for quasi-Monte-Carlo: "
-            "tangency.limit(..., numerical=True)",
-            source=source,
-        )
+        raise _not_gaussian(operation, place[0], source)
     return place
+
+
+def _not_gaussian(operation: Operation, leaf: Leaf, source: str | None) -> UnsupportedModelError:
+    names = _only_parameters(leaf)
+    reason, advice = made_from_parameters(names), MADE_ADVICE
+    if not names:
+        reason = (
+            "it is a nonlinear function of a linear map of activations (a pooled or depthwise signal), which is not "
+            "Gaussian"
+        )
+        advice = (
+            "Put a dense layer or a full convolution before the activation, or ask for quasi-Monte-Carlo: "
+            "tangency.limit(..., numerical=True)"
+        )
+    return UnsupportedModelError(f"'{operation.name}'", reason=reason, advice=advice, source=source)
 
 
 MADE_ADVICE = (
