@@ -56,6 +56,7 @@ def test_mapped_inputs(x):
     np.testing.assert_allclose(kernel.diagonal("nngp", x), A.diagonal("nngp", mapped), rtol=1e-14)
     assert kernel(x).dtype == np.float64
     assert kernel(x.astype(np.float32), x[:1].astype(np.float32)).shape == (6, 1)
+    np.testing.assert_array_equal(kernel(x.tolist()), kernel(x))
 
 
 def test_they_stay_symmetric_and_are_usable_downstream(x):

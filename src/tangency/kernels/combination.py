@@ -160,4 +160,5 @@ class Mapped(_Wrapped):
             raise InputError(
                 f"{name}: the mapping failed on an example of shape {np.shape(x)[1:]}: {reason}"
             ) from error
-        return mapped.astype(x.dtype, copy=False) if x.dtype.kind == "f" else mapped
+        dtype = np.asarray(x).dtype
+        return mapped.astype(dtype, copy=False) if dtype.kind == "f" else mapped
