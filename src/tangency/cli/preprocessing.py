@@ -85,8 +85,7 @@ class Preprocessing:
 
     def gaps(self, frame: pl.DataFrame) -> dict[str, int]:
         """How many numbers each number column lacks."""
-        numbers = frame.select(self.numeric).cast(pl.Float64)
-        return {name: int(np.isnan(numbers[name].to_numpy()).sum()) for name in self.numeric}
+        return {name: frame[name].null_count() for name in self.numeric}
 
     @property
     def feature_names(self) -> list[str]:
