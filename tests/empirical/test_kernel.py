@@ -115,3 +115,36 @@ def test_a_convolution_without_positions():
     parameters = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     x = rng.normal(size=(3, 4))
     close(tg.empirical(function, parameters, outputs="full")(x), ntk(function, parameters, x, x))
+
+
+@pytest.mark.parametrize("outputs", ["mean", "diagonal", "full"])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_symmetric_matrices_of_pairs_of_positions(n, outputs):
+    """Of which only some are computed: weights that meet several positions, turned as well."""
+
+    def function(p, x):
+        h = jnp.tanh(x @ p["w"].T)
+        return (jnp.tanh(h @ p["w"]) @ p["u"]).sum(0)
+
+    rng = np.random.default_rng(0)
+    parameters = {"w": rng.normal(size=(4, 3)), "u": rng.normal(size=(3, 2))}
+    x = rng.normal(size=(n, 6, 3))
+    every = np.asarray(ntk(function, parameters, x, x))
+    diagonal = np.einsum("nmoo->nmo", every)
+    expected = {"full": every, "diagonal": diagonal, "mean": diagonal.mean(-1)}[outputs]
+    found = tg.empirical(function, parameters, outputs=outputs, method="structured")(x)
+    close(found, expected)
+    np.testing.assert_array_equal(found, np.swapaxes(found, 0, 1) if outputs != "full" else found.transpose(1, 0, 3, 2))
+
+
+def test_many_examples_in_single_precision():
+    """Sizes at which XLA for the CPU does not compile if products of all outputs are added up at once."""
+    rng = np.random.default_rng(0)
+    w, v = rng.normal(size=(256, 16)) / 4, rng.normal(size=(10, 256)) / 16
+    x = rng.normal(size=(256, 16))
+    kernel = tg.empirical(lambda p, x: p[1] @ jax.nn.relu(p[0] @ x), (jnp.float32(w), jnp.float32(v)))
+    h, on = np.maximum(x @ w.T, 0), x @ w.T > 0
+    expected = h @ h.T + x @ x.T * (on * (v**2).mean(0) @ on.T)
+    found = kernel(x.astype(np.float32))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.max())

@@ -63,15 +63,24 @@ def test_little_memory_changes_nothing(outputs, parameters, x):
     assert "9 × 9 examples and 6 of" in str(whole) and "9 × 9 examples and 6 of" not in str(tight)
 
 
-@pytest.mark.parametrize(("limit", "numbers"), [("CACHED", 9 * 6 * 18 * 2), ("LONGEST", 6 * 18 * 2)])
-def test_gradients_formed_a_few_entries_at_a_time(limit, numbers, parameters, x, monkeypatch):
-    expected = ntk(convolutional, parameters, x, x)
-    monkeypatch.setattr(contraction, limit, numbers)
+@pytest.mark.parametrize(("outputs", "at_once"), [("mean", 1), ("diagonal", 1), ("full", 6)])
+@pytest.mark.parametrize("limit", ["CACHED", "LONGEST"])
+def test_gradients_formed_a_few_entries_at_a_time(limit, outputs, at_once, parameters, x, monkeypatch):
+    """Those of all outputs at once only where all pairs of outputs are asked for."""
+    every = np.asarray(ntk(convolutional, parameters, x, x))
+    diagonal = np.diagonal(every, axis1=2, axis2=3)
+    expected = {"full": every, "diagonal": diagonal, "mean": diagonal.mean(-1)}[outputs]
+    monkeypatch.setattr(contraction, limit, at_once * 18 * 2 * (9 if limit == "CACHED" else 1))
     formed, whole = [], contraction.whole_gradients
-    monkeypatch.setattr(contraction, "whole_gradients", lambda part, shape: formed.append(shape) or whole(part, shape))
-    kernel = tg.empirical(convolutional, parameters, outputs="full")
+
+    def noting(parts, shape, order):
+        formed.append((*shape, len(parts[0].cotangent)))
+        return whole(parts, shape, order)
+
+    monkeypatch.setattr(contraction, "whole_gradients", noting)
+    kernel = tg.empirical(convolutional, parameters, outputs=outputs)
     close(kernel(x), expected)
-    assert (18, 2) in formed
+    assert (18, 2, at_once) in formed and {outputs for *_, outputs in formed} == {at_once}
     assert "gradients from signals" in str(kernel)
 
 

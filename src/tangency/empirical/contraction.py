@@ -1,17 +1,22 @@
 """Products of the gradients of two sets of examples in one parameter, summed over its entries.
 
-Gradients come either whole, D[n, o, p], or as what they are made of, a[n, b, s, i] and g[n, o, b, s, j] at every site
+Gradients come either whole, D[o, n, p], or as what they are made of, a[n, b, s, i] and g[o, n, b, s, j] at every site
 (see `sites`), and are then contracted in the cheaper of two ways: through Gram matrices of a and of g over pairs of
-positions, Σ_{s,t} (a_s · a'_t)(g_s · g'_t), or by forming D = Σ_s a_s ⊗ g_s first.
+positions, Σ_{s,t} (a_s · a'_t)(g_s · g'_t), or by forming D = Σ_s a_s ⊗ g_s first. Outputs come first, so that those
+of one output lie side by side: most products then need no copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import ceil
 from typing import Any, Literal, TypeAlias
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .einsum import HIGHEST, einsum
@@ -19,6 +24,15 @@ from .sites import Site
 
 Pairing: TypeAlias = Literal["sum", "each", "all"]
 """What becomes of outputs o, o': the sum over o = o', `[n, m]`; each one, `[n, m, o]`; all pairs, `[n, m, o, o']`."""
+
+STRIPS = 2
+"""Strips of rows that symmetric matrices are cut into: more save little, and make each product smaller."""
+
+CACHED = 2**22
+"""Numbers of gradients or of their products that are held at a time: what a processor keeps at hand."""
+
+LONGEST = 2**17
+"""Of these, those of one gradient: XLA for the CPU copies both factors of a product, badly where they are long."""
 
 _OTHER = str.maketrans("nstop", "mtspo")
 """The letters of the second set of examples."""
@@ -29,7 +43,7 @@ class Part:
     """The gradients at sites of one parameter with the same orientation, side by side along s.
 
     `signal` has the axes `signal_axes`, "nbsi" or "nbis", or holds the row numbers "nbs" of a lookup; `cotangent` has
-    "nobsj" or "nobjs".
+    "onbsj" or "onbjs".
     """
 
     signal: Any
@@ -47,6 +61,15 @@ class Part:
     def steps(self) -> int:
         return self.signal.shape[self.signal_axes.index("s")]
 
+    @property
+    def rows(self) -> Any:
+        """The cotangent of every position of every example, [o, b, n·s, j]."""
+        lies = jnp.transpose(self.cotangent, [self.cotangent_axes.index(a) for a in "obnsj"])
+        return lies.reshape(*lies.shape[:2], -1, lies.shape[-1])
+
+    def of_examples(self, start: int, stop: int | None) -> Part:
+        return replace(self, signal=self.signal[start:stop], cotangent=self.cotangent[:, start:stop])
+
 
 def parts(sites: Sequence[Site], signals: Sequence[Any], cotangents: Sequence[Any]) -> list[Part]:
     """The parts of one parameter's gradient, from the arranged arrays of its sites."""
@@ -55,7 +78,7 @@ def parts(sites: Sequence[Site], signals: Sequence[Any], cotangents: Sequence[An
         groups.setdefault((site.inner, site.signal_order, site.cotangent_order), []).append(k)
     found = []
     for (inner, signal, cotangent), group in groups.items():
-        axes, other = f"n{signal}", f"no{cotangent}"
+        axes, other = f"n{signal}", f"on{cotangent}"
         a = [signals[k] for k in group]
         g = [cotangents[k] for k in group]
         found.append(Part(_joined(a, axes.index("s")), _joined(g, other.index("s")), axes, other, inner))
@@ -71,21 +94,87 @@ def _joined(arrays: Sequence[Any], axis: int) -> Any:
 
 def by_positions(left: Sequence[Part], right: Sequence[Part], pairing: Pairing) -> Any:
     """Σ over pairs of positions of the products of signals and cotangents."""
-    return sum(_pair(first, second, pairing) for first in left for second in right)
+    if left is not right:
+        return sum(_pair(first, second, pairing, [(0, None)]) for first in left for second in right)
+    cuts = strips(left[0].signal.shape[0])
+    total = sum(_pair(first, second, pairing, cuts) for first in left for second in right)
+    return completed(total, pairing, jnp)
 
 
-def _pair(first: Part, second: Part, pairing: Pairing) -> Any:
+def strips(n: int) -> list[tuple[int, int]]:
+    """Rows of a symmetric matrix that are computed at a time, from the diagonal on."""
+    return list(pairwise(sorted({n * k // STRIPS for k in range(STRIPS + 1)})))
+
+
+def _pair(first: Part, second: Part, pairing: Pairing, cuts: Sequence[tuple[int, int | None]]) -> Any:
+    """Rows start to stop of each cut, from column start on; what lies below is zero, or counts as well."""
     if first.inner != second.inner:
         return _crossed(first, second, pairing)
-    g, h = first.cotangent, second.cotangent
-    cotangents = f"{first.cotangent_axes},{second.cotangent_axes.translate(_OTHER)}->"
-    signals = _signal_products(first, second)
-    if pairing == "all":
-        return jnp.einsum("bnsmt,bnsmtop->nmop", signals, einsum(cotangents + "bnsmtop", g, h))
-    own = cotangents.replace("p", "o")
-    if pairing == "each":
-        return jnp.einsum("bnsmt,obnsmt->nmo", signals, einsum(own + "obnsmt", g, h))
-    return (signals * einsum(own + "bnsmt", g, h)).sum((0, 2, 4))
+    found = _cotangent_products(first, second, pairing, cuts)
+    rows = []
+    for (start, stop), cotangents in zip(cuts, found, strict=True):
+        signals = _signal_products(first.of_examples(start, stop), second.of_examples(start, None))
+        if pairing == "sum":
+            products = (signals * cotangents).sum((0, 2, 4))
+        elif pairing == "each":
+            products = jnp.einsum("bnsmt,obnsmt->nmo", signals, cotangents, precision=HIGHEST)
+        else:
+            products = jnp.einsum("bnsmt,bonspmt->nmop", signals, cotangents, precision=HIGHEST)
+        rows.append(jnp.pad(products, [(0, 0), (start, 0), *[(0, 0)] * (products.ndim - 2)]))
+    return jnp.concatenate(rows)
+
+
+def _cotangent_products(first: Part, second: Part, pairing: Pairing, cuts: Sequence[tuple[int, int | None]]) -> Any:
+    """g · g' for all pairs of positions: [b, n, s, m, t], for "each" [o, …], for "all" [b, o, n, s, p, m, t]."""
+    g = first.rows
+    h = g if first is second else second.rows
+    s, t = first.steps, second.steps
+    # Positions are rows before they are cut: XLA for the CPU can fail on cuts of what has axes of length one.
+    batch = (1,) if pairing == "all" else (0, 1)
+
+    def products(g: Any, h: Any) -> list[Any]:
+        found = []
+        for start, stop in cuts:
+            own, other = g[:, :, start * s : None if stop is None else stop * s], h[:, :, start * t :]
+            product = lax.dot_general(own, other, (((3,), (3,)), (batch, batch)), precision=HIGHEST)
+            o, b, n, m = *g.shape[:2], own.shape[2] // s, other.shape[2] // t
+            shape = (b, o, n, s, h.shape[0], m, t) if pairing == "all" else (o, b, n, s, m, t)
+            found.append(product.reshape(shape))
+        return found
+
+    if pairing != "sum":
+        return products(g, h)
+    sides = [g] if g is h else [g, h]
+    return _over_outputs(lambda own: [product[0] for product in products(own[0], own[-1])], sides)
+
+
+def _over_outputs(products: Callable[[Any], Any], arrays: Any) -> Any:
+    """The sum over outputs o of `products` of arrays, or lists of arrays, [o, …], one output at a time.
+
+    All at once, XLA for the CPU would copy them, or fail: jaxlib 0.10.1 crashes on sums of products of an array with
+    itself.
+    """
+    one = jax.tree.map(lambda array: array[:1], arrays)
+    if jax.tree.leaves(one)[0].shape == jax.tree.leaves(arrays)[0].shape:
+        return products(arrays)
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(products, one))
+    lean, restored = _lean(arrays)
+    return lax.scan(lambda total, own: (jax.tree.map(jnp.add, total, products(restored(own))), None), zeros, lean)[0]
+
+
+def _lean(arrays: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Arrays without axes of length one, and what restores them; that of one output for [o, …].
+
+    A loop that uses arrays in other shapes than they have outside makes XLA for the CPU copy them.
+    """
+    kept = jax.tree.map(lambda array: array.reshape([n for n in array.shape if n != 1]), arrays)
+
+    def restored(own: Any) -> Any:
+        return jax.tree.map(
+            lambda a, array: a.reshape(array.shape if a.size == array.size else (1, *array.shape[1:])), own, arrays
+        )
+
+    return kept, restored
 
 
 def _signal_products(first: Part, second: Part) -> Any:
@@ -115,51 +204,64 @@ def _crossed(first: Part, second: Part, pairing: Pairing) -> Any:
     """Parts of opposite orientation, as of W and of its transpose: Σ (a · g')(g · a')."""
     left = _against(first, second)
     right = _against(second, first)
-    letters = {"all": ("nbsmpt,mbtnos->nmop"), "each": ("nbsmot,mbtnos->nmo"), "sum": ("nbsmot,mbtnos->nm")}
+    letters = {"all": "bnspmt,bmtons->nmop", "each": "bnsomt,bmtons->nmo", "sum": "bnsomt,bmtons->nm"}
     return jnp.einsum(letters[pairing], left, right, precision=HIGHEST)
 
 
 def _against(part: Part, other: Part) -> Any:
-    """The signal of one part times the cotangent of another, [n, b, s, m, o, t]."""
+    """The signal of one part times the cotangent of another, [b, n, s, o, m, t]."""
     cotangent = other.cotangent
     if not part.lookup:
         axes = other.cotangent_axes.translate(str.maketrans("nsj", "mti"))
-        return einsum(f"{part.signal_axes},{axes}->nbsmot", part.signal, cotangent)
+        return einsum(f"{part.signal_axes},{axes}->bnsomt", part.signal, cotangent)
     cotangent = jnp.transpose(cotangent, [other.cotangent_axes.index(a) for a in "nbosj"])
     m, b, o, t, i = cotangent.shape
     rows = _rows_of(cotangent.reshape(m, b, o * t, i), "nbsi", part.signal)
-    return jnp.transpose(rows.reshape(b, m, o, t, *rows.shape[3:]), (4, 0, 5, 1, 2, 3))
-
-
-CACHED = 2**22
-"""Numbers of whole gradients that are formed and contracted at a time: what a processor keeps at hand."""
-
-LONGEST = 2**17
-"""Of these, those of one example: XLA for the CPU copies both factors of a product, badly where they are long."""
+    return jnp.transpose(rows.reshape(b, m, o, t, *rows.shape[3:]), (0, 4, 5, 2, 1, 3))
 
 
 def by_gradients(left: Sequence[Part], right: Sequence[Part], pairing: Pairing, shape: tuple[int, int]) -> Any:
-    """Σ_p D[n, o, p] D'[m, o', p] of whole gradients D, of which only some entries j are formed at a time.
+    """Σ_p D[o, n, p] D'[o', m, p] of whole gradients D; those of different outputs are not held together without need.
 
     `shape` is (i, j), of the first part's orientation.
     """
-    same = left is right
+    if pairing == "all" or left[0].cotangent.shape[0] == 1:
+        return _few_columns(left, right, pairing, shape)
+    sides = [left] if left is right else [left, right]
+    signals, with_signals = _lean([[part.signal for part in side] for side in sides])
+
+    def of_output(cotangents: Any) -> Any:
+        own = [[replace(part, signal=a, cotangent=g) for part, a, g in zip(*each, strict=True)]
+               for each in zip(sides, with_signals(signals), cotangents, strict=True)]  # fmt: skip
+        return _few_columns(own[0], own[-1], "sum", shape)
+
+    cotangents = [[part.cotangent for part in side] for side in sides]
+    if pairing == "sum":
+        return _over_outputs(of_output, cotangents)
+    lean, restored = _lean(cotangents)
+    return jnp.moveaxis(lax.map(lambda own: of_output(restored(own)), lean), 0, 2)
+
+
+def _few_columns(left: Sequence[Part], right: Sequence[Part], pairing: Pairing, shape: tuple[int, int]) -> Any:
+    """The same, with only some entries j at a time where all of them are too many."""
+    same, order = left is right, _natural(left[0])
 
     def products(start: Any, width: int | None) -> Any:
         first, second = ([_cut(part, start, width) for part in side] for side in (left, right))
         own = shape if width is None else (shape[0], width)
-        gradients = whole_gradients(first, own)
-        return of_gradients(gradients, gradients if same else whole_gradients(second, own), pairing)
+        gradients = whole_gradients(first, own, order)
+        return of_gradients(gradients, gradients if same else whole_gradients(second, own, order), pairing)
 
     inner = left[0].inner
     if any(part.lookup or part.inner != inner for part in (*left, *right)):
         return products(0, None)
     sides = left if same else (*left, *right)
     numbers = sum(part.cotangent.size // (part.steps * shape[1]) for part in sides) * shape[0]
-    longest = left[0].cotangent[0].size // (left[0].steps * shape[1]) * shape[0]
+    longest = numbers // sum(part.signal.shape[0] for part in sides)
     width = max(1, min(CACHED // numbers, LONGEST // longest))
     if width >= shape[1]:
         return products(0, None)
+    width = ceil(shape[1] / ceil(shape[1] / width))
     count, rest = divmod(shape[1], width)
     starts = width * jnp.arange(count)
     total = lax.scan(lambda sofar, start: (sofar + products(start, width), None), products(0, width), starts[1:])[0]
@@ -174,35 +276,57 @@ def _cut(part: Part, start: Any, width: int | None) -> Part:
     return replace(part, cotangent=lax.dynamic_slice_in_dim(part.cotangent, start, width, axis))
 
 
-def whole_gradients(found: Sequence[Part], shape: tuple[int, int]) -> Any:
-    """D[n, o, b, j, i] of the first part's orientation; `shape` is (i, j)."""
+def whole_gradients(found: Sequence[Part], shape: tuple[int, int], order: str) -> Any:
+    """D[o, n, b, …] of the first part's orientation, with `order` "ij" or "ji"; `shape` is (i, j)."""
     inner = found[0].inner
     total: Any = 0
     for part in found:
-        own = shape if part.inner == inner else shape[::-1]
-        gradient = _rows_added(part, own[0]) if part.lookup else _formed(part)
-        total = total + (gradient if part.inner == inner else jnp.swapaxes(gradient, -1, -2))
+        turned = part.inner != inner
+        own = order[::-1] if turned else order
+        formed = _rows_added(part, shape[::-1][0] if turned else shape[0]) if part.lookup else _formed(part, own)
+        total = total + (jnp.swapaxes(formed, -1, -2) if part.lookup and own == "ij" else formed)
     return total
 
 
-def _formed(part: Part) -> Any:
-    """D[n, o, b, j, i] = Σ_s a_s ⊗ g_s."""
-    return einsum(f"{part.cotangent_axes},{part.signal_axes}->nobji", part.cotangent, part.signal)
+def _natural(part: Part) -> str:
+    """The order of D = Σ_s a_s ⊗ g_s in which it is a product of matrices as they lie."""
+    return "ij" if (part.signal_axes[-1], part.cotangent_axes[-1]) == ("s", "j") else "ji"
+
+
+def _formed(part: Part, order: str) -> Any:
+    """D[o, n, b, …] = Σ_s a_s ⊗ g_s."""
+    if order == "ij":
+        return einsum(f"{part.signal_axes},{part.cotangent_axes}->onbij", part.signal, part.cotangent)
+    return einsum(f"{part.cotangent_axes},{part.signal_axes}->onbji", part.cotangent, part.signal)
 
 
 def _rows_added(part: Part, rows: int) -> Any:
-    """D[n, o, b, j, i] of a lookup in a table of so many rows i."""
+    """D[o, n, b, j, i] of a lookup in a table of so many rows i."""
     cotangent = jnp.transpose(part.cotangent, [part.cotangent_axes.index(a) for a in "nbsoj"])
     n, b, _, o, j = cotangent.shape
     places = jnp.where(part.signal >= 0, part.signal, rows)
     zero = jnp.zeros((n, b, rows, o, j), cotangent.dtype)
     at = (jnp.arange(n)[:, None, None], jnp.arange(b)[None, :, None], places)
-    return zero.at[at].add(cotangent, mode="drop").transpose(0, 3, 1, 4, 2)
+    return zero.at[at].add(cotangent, mode="drop").transpose(3, 0, 1, 4, 2)
 
 
 def of_gradients(left: Any, right: Any, pairing: Pairing) -> Any:
-    """Σ_p D[n, o, p] D'[m, o', p]."""
+    """Σ_p D[o, n, p] D'[o', m, p]."""
+    same = left is right
     left = left.reshape(*left.shape[:2], -1)
-    right = right.reshape(*right.shape[:2], -1)
-    letters = {"all": "nop,mqp->nmoq", "each": "nop,mop->nmo", "sum": "nop,mop->nm"}
-    return einsum(letters[pairing], left, right)
+    right = left if same else right.reshape(*right.shape[:2], -1)
+    if pairing == "all":
+        return einsum("onp,qmp->onqm", left, right).transpose(1, 3, 0, 2)
+    if pairing == "each":
+        return einsum("onp,omp->onm", left, right).transpose(1, 2, 0)
+    return _over_outputs(lambda own: einsum("np,mp->nm", own[0][0], own[-1][0]), [left] if same else [left, right])
+
+
+def completed(result: Any, pairing: Pairing, xp: Any = np) -> Any:
+    """Exactly symmetric, from the blocks on and above the diagonal."""
+    n = len(result)
+    swapped = xp.transpose(result, (1, 0, 3, 2) if pairing == "all" else (1, 0, *range(2, result.ndim)))
+    row, column = np.arange(n)[:, None], np.arange(n)[None, :]
+    spread = (n, n, *(1,) * (result.ndim - 2))
+    upper = xp.where((row < column).reshape(spread), result, swapped)
+    return xp.where((row == column).reshape(spread), (result + swapped) / 2, upper)

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .contraction import Pairing, Part, by_gradients, by_positions, of_gradients, parts
+from .contraction import Pairing, Part, by_gradients, by_positions, of_gradients, parts, strips
 from .program import Program
 from .sites import Site
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradients of k functionals of the output for n examples, per parameter: at its sites, or whole."""
+    """The gradients of k functionals of the output for n examples, per parameter: at its sites, or whole, [k, n, …]."""
 
     parts: dict[int, list[Part]]
     whole: dict[int, Any]
@@ -34,7 +34,7 @@ def gradients(program: Program, parameters: Sequence[Any], rest: Sequence[Any], 
     direct = [k for k in range(program.leaves) if k not in program.structured]
     zeros = [jnp.zeros(site.probe, site.dtype) for site in program.sites]
 
-    def one(example: Any) -> tuple[Any, Any, Any]:
+    def one(example: Any, functional: Any) -> tuple[Any, Any, Any]:
         def forward(values: Sequence[Any], probes: Sequence[Any]) -> tuple[Any, Any]:
             own = list(parameters)
             for k, value in zip(direct, values, strict=True):
@@ -43,12 +43,14 @@ def gradients(program: Program, parameters: Sequence[Any], rest: Sequence[Any], 
             return output_vector(outputs), signals
 
         output, back, signals = jax.vjp(forward, [parameters[k] for k in direct], zeros, has_aux=True)
-        whole, cotangents = jax.vmap(back)(functionals.astype(output.dtype))
+        whole, cotangents = back(functional.astype(output.dtype))
         arranged = [site.arranged_signal(a) for site, a in zip(program.sites, signals, strict=True)]
-        turned = [jax.vmap(site.arranged_cotangent)(g) for site, g in zip(program.sites, cotangents, strict=True)]
+        turned = [site.arranged_cotangent(g) for site, g in zip(program.sites, cotangents, strict=True)]
         return whole, arranged, turned
 
-    whole, signals, cotangents = jax.vmap(one)(x)
+    # Outputs outside: what does not depend on them is computed once, what does has them first.
+    for_all = jax.vmap(lambda functional: jax.vmap(one, (0, None))(x, functional), out_axes=(0, None, 0))
+    whole, signals, cotangents = for_all(functionals)
     found: dict[int, list[Part]] = {}
     for leaf in sorted(program.structured):
         places = [k for k, site in enumerate(program.sites) if site.leaf == leaf]
@@ -81,7 +83,7 @@ def contributions(
         other = right.parts[leaf]
         n, m = own[0].signal.shape[0], other[0].signal.shape[0]
         sites = [site for site in program.sites if site.leaf == leaf]
-        if always_by_positions or cost(sites, n, m, own[0].cotangent.shape[1], pairing, same).positions_first:
+        if always_by_positions or cost(sites, n, m, len(own[0].cotangent), pairing, same).positions_first:
             found[leaf] = rates[leaf] * by_positions(own, other, pairing)
         else:
             found[leaf] = rates[leaf] * by_gradients(own, own if same else other, pairing, sites[0].sizes[2:])
@@ -92,33 +94,44 @@ def contributions(
     return found
 
 
+MOVED = 64.0
+"""Multiplications that fit in the time that a number takes to be written and read again, on a CPU and on a GPU."""
+
+
 @dataclass(frozen=True)
 class Cost:
-    """Multiplications and numbers held, for products over pairs of positions and for whole gradients."""
+    """Multiplications, numbers written and numbers held at once, by pairs of positions and by whole gradients."""
 
     positions: float
+    positions_moved: float
     positions_held: float
     whole: float
+    whole_moved: float
     whole_held: float
 
     @property
     def positions_first(self) -> bool:
-        return self.positions <= self.whole
+        return self.positions + MOVED * self.positions_moved <= self.whole + MOVED * self.whole_moved
 
 
 def cost(sites: Sequence[Site], n: int, m: int, k: int, pairing: Pairing, same: bool) -> Cost:
     """Of contracting the gradients at `sites` of one parameter, k functionals for n and for m examples."""
     b, _, i, j = sites[0].sizes
     steps = sum(site.sizes[1] for site in sites)
+    lookup = any(site.is_lookup for site in sites)
     pairs = k * k if pairing == "all" else k
-    blocks = n * m * steps * steps * b
-    inner = 0 if any(site.is_lookup for site in sites) else i
-    # Without positions, products over all outputs need not be held for each parameter entry.
-    positions = blocks * (inner + pairs * j)
-    positions_held = blocks * (1 + (pairs if pairing != "sum" else 1)) if steps > 1 else n * m * b * (1 + pairs)
+    upper = sum((stop - start) * (n - start) for start, stop in strips(n)) if same else n * m
+    blocks = upper * steps * steps * b
     sides = n if same else n + m
-    forming = sides * k * b * steps * (j if any(site.is_lookup for site in sites) else i * j)
-    return Cost(positions, positions_held, forming + n * m * pairs * b * i * j, sides * k * b * i * j)
+    gradients = sides * k * b * i * j
+    return Cost(
+        positions=blocks * ((0 if lookup else i) + pairs * j),
+        positions_moved=blocks * (1 + pairs),
+        positions_held=blocks * (2 if pairing == "sum" else 1 + pairs),
+        whole=sides * k * b * steps * (j if lookup else i * j) + n * m * pairs * b * i * j,
+        whole_moved=gradients,
+        whole_held=gradients if pairing == "all" else gradients / k,
+    )
 
 
 def held(program: Program, parameters: Sequence[Any], n: int, m: int, k: int, pairing: Pairing, same: bool) -> float:

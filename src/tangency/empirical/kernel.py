@@ -17,7 +17,7 @@ from ..errors import InputError, NonFiniteError
 from ..kernels.base import Kernel
 from ..kernels.operator import KernelOperator
 from ..types import Array, Inputs, Kind, Progress
-from .contraction import Pairing
+from .contraction import Pairing, completed
 from .gradients import contributions, cost, gradients
 from .model import Network
 from .operator import ProductMatrix
@@ -268,7 +268,7 @@ class EmpiricalKernel(Kernel):
             mirrored = x2 is None and rows1 is rows2
             call = jax.jit(self._block_of(traced, leaf, mirrored, self._method == "products"))
             result = call(traced.parameters, traced.rest, x1, other, rows1, rows2)
-            return _mirrored(result, pairing, jnp) if x2 is None else result
+            return completed(result, pairing, jnp) if x2 is None else result
         plan = self._planned(traced, x1, other, rows1, Request(n, m, k, pairing, x2 is None), leaf)
         block, chunk = plan.block, plan.chunk
         self._last = traced, plan, min(n, block), min(m, block)
@@ -293,7 +293,7 @@ class EmpiricalKernel(Kernel):
                         result[(*place, slice(*c), slice(*d)) if pairing == "all" else (*place, slice(*c))] = part
             if progress is not None:
                 progress(done + 1, len(jobs))
-        return _mirrored(result, pairing) if x2 is None else result
+        return completed(result, pairing) if x2 is None else result
 
     def _planned(self, traced: Traced, x1: Any, x2: Any, rows: Any, request: Request, leaf: int | None) -> Plan:
         """A plan whose compiled program fits, by the compiler's own count, where that can be had."""
@@ -390,16 +390,6 @@ def _cuts(length: int, step: int) -> list[tuple[int, int]]:
     count = ceil(length / step)
     edges = [round(i * length / count) for i in range(count + 1)]
     return list(pairwise(edges))
-
-
-def _mirrored(result: Any, pairing: Pairing, xp: Any = np) -> Any:
-    """Exactly symmetric, from the blocks on and above the diagonal."""
-    n = len(result)
-    swapped = xp.transpose(result, (1, 0, 3, 2) if pairing == "all" else (1, 0, *range(2, result.ndim)))
-    row, column = np.arange(n)[:, None], np.arange(n)[None, :]
-    spread = (n, n, *(1,) * (result.ndim - 2))
-    upper = xp.where((row < column).reshape(spread), result, swapped)
-    return xp.where((row == column).reshape(spread), (result + swapped) / 2, upper)
 
 
 def _check_finite(result: np.ndarray) -> None:

@@ -8,7 +8,7 @@ cotangent g of y provides. A lookup y = p[a] is the same with one-hot a.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -36,6 +36,8 @@ class Site:
     cotangent: tuple[Label, ...]
     table: Factors = ()
     """For a lookup, the factors that one-hot signals run along; the signal then holds row numbers."""
+    channels_last: bool = False
+    """Whether to arrange the cotangent so however it lies: XLA for the CPU computes convolutions so."""
 
     @property
     def is_lookup(self) -> bool:
@@ -68,7 +70,7 @@ class Site:
     @property
     def cotangent_order(self) -> str:
         """The roles of the axes of an arranged cotangent: "bsj" or "bjs" as it lies."""
-        return _order(self.cotangent, "j")
+        return "bsj" if self.channels_last else _order(self.cotangent, "j")
 
     def arranged_signal(self, signal: Any) -> Any:
         """One axis for each role of `signal_order`; a lookup's holds row numbers."""
@@ -122,33 +124,20 @@ def _built(
 
     signal_shape, signal_labels = expanded(signal_axes)
     output_shape, output_labels = expanded(output_axes)
-    return (
-        Site(
-            view.leaf,
-            tuple(output.shape),
-            output.dtype,
-            tuple(signal_shape),
-            tuple(signal_labels),
-            tuple(output_shape),
-            tuple(output_labels),
-            table,
-        ),
-        signal,
-    )
+    shapes = (tuple(signal_shape), tuple(signal_labels), tuple(output_shape), tuple(output_labels))
+    return Site(view.leaf, tuple(output.shape), output.dtype, *shapes, table), signal
 
 
 def in_loop(site: Site, length: int, factor: Factor | None) -> Site:
     """A site of the body of a loop, over all its steps."""
     label: Label = ("s", None) if factor is None else ("b", factor)
-    return Site(
-        site.leaf,
-        (length, *site.probe),
-        site.dtype,
-        (length, *site.signal_shape),
-        (label, *site.signal),
-        (length, *site.cotangent_shape),
-        (label, *site.cotangent),
-        site.table,
+    return replace(
+        site,
+        probe=(length, *site.probe),
+        signal_shape=(length, *site.signal_shape),
+        signal=(label, *site.signal),
+        cotangent_shape=(length, *site.cotangent_shape),
+        cotangent=(label, *site.cotangent),
     )
 
 
@@ -200,7 +189,9 @@ def _conv(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tuple[
         output_axes[axis] = [("s", length)]
     # The order of s must be that of the signal: examples, then positions.
     site, signal = _built(view, output, signal, signal_axes, [a for axes in output_axes for a in axes])
-    return (site, signal) if [out[0], *out[2:]] == sorted([out[0], *out[2:]]) else None
+    if [out[0], *out[2:]] != sorted([out[0], *out[2:]]):
+        return None
+    return replace(site, channels_last=True), signal
 
 
 def _first_factor(factors: Factors, count: int) -> tuple[Factors, Factors] | None:
