@@ -158,23 +158,26 @@ def _over_outputs(products: Callable[[Any], Any], arrays: Any) -> Any:
     if jax.tree.leaves(one)[0].shape == jax.tree.leaves(arrays)[0].shape:
         return products(arrays)
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(products, one))
-    lean, restored = _lean(arrays)
-    return lax.scan(lambda total, own: (jax.tree.map(jnp.add, total, products(restored(own))), None), zeros, lean)[0]
+    count, of_output = _one_by_one(arrays)
+    return lax.scan(lambda total, k: (jax.tree.map(jnp.add, total, products(of_output(k))), None), zeros, count)[0]
 
 
-def _lean(arrays: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """Arrays without axes of length one, and what restores them; that of one output for [o, …].
+def _one_by_one(arrays: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The numbers of the outputs, and what gives the arrays of one output, [1, …], from arrays [o, …].
 
-    A loop that uses arrays in other shapes than they have outside makes XLA for the CPU copy them.
+    They are cut from matrices, the shape in which products have used them before: XLA for the CPU would compute them
+    for each shape anew, and copy what has another shape inside a loop than outside.
     """
-    kept = jax.tree.map(lambda array: array.reshape([n for n in array.shape if n != 1]), arrays)
+    rows = jax.tree.map(lambda array: array.reshape(-1, array.shape[-1]), arrays)
 
-    def restored(own: Any) -> Any:
-        return jax.tree.map(
-            lambda a, array: a.reshape(array.shape if a.size == array.size else (1, *array.shape[1:])), own, arrays
-        )
+    def of_output(k: Any) -> Any:
+        def cut(flat: Any, array: Any) -> Any:
+            length = len(flat) // len(array)
+            return lax.dynamic_slice_in_dim(flat, k * length, length).reshape(1, *array.shape[1:])
 
-    return kept, restored
+        return jax.tree.map(cut, rows, arrays)
+
+    return jnp.arange(len(jax.tree.leaves(arrays)[0])), of_output
 
 
 def _signal_products(first: Part, second: Part) -> Any:
@@ -228,18 +231,21 @@ def by_gradients(left: Sequence[Part], right: Sequence[Part], pairing: Pairing, 
     if pairing == "all" or left[0].cotangent.shape[0] == 1:
         return _few_columns(left, right, pairing, shape)
     sides = [left] if left is right else [left, right]
-    signals, with_signals = _lean([[part.signal for part in side] for side in sides])
+    # Without axes of length one, as products use them in the loop: see `_one_by_one`.
+    lean = [[part.signal.reshape([n for n in part.signal.shape if n != 1]) for part in side] for side in sides]
 
     def of_output(cotangents: Any) -> Any:
-        own = [[replace(part, signal=a, cotangent=g) for part, a, g in zip(*each, strict=True)]
-               for each in zip(sides, with_signals(signals), cotangents, strict=True)]  # fmt: skip
+        own = [
+            [replace(part, signal=a.reshape(part.signal.shape), cotangent=g) for part, a, g in zip(*each, strict=True)]
+            for each in zip(sides, lean, cotangents, strict=True)
+        ]
         return _few_columns(own[0], own[-1], "sum", shape)
 
     cotangents = [[part.cotangent for part in side] for side in sides]
     if pairing == "sum":
         return _over_outputs(of_output, cotangents)
-    lean, restored = _lean(cotangents)
-    return jnp.moveaxis(lax.map(lambda own: of_output(restored(own)), lean), 0, 2)
+    count, cut = _one_by_one(cotangents)
+    return jnp.moveaxis(lax.map(lambda k: of_output(cut(k)), count), 0, 2)
 
 
 def _few_columns(left: Sequence[Part], right: Sequence[Part], pairing: Pairing, shape: tuple[int, int]) -> Any:
