@@ -67,7 +67,11 @@ def test_complex_parameters_and_outputs(rng, x, outputs, method):
         expected = np.einsum("nmoo->nmo", expected)
     if outputs == "mean":
         expected = expected.mean(-1)
-    close(tg.empirical(function, p, outputs=outputs, method=method)(x), expected)
+    found = tg.empirical(function, p, outputs=outputs, method=method)(x)
+    close(found, expected)
+    np.testing.assert_array_equal(
+        found, (np.swapaxes(found, 0, 1) if outputs != "full" else found.transpose(1, 0, 3, 2)).conj()
+    )
 
 
 @pytest.mark.parametrize("method", ["auto", "products"])
@@ -112,6 +116,28 @@ def test_float64_examples_are_computed_in_float64(x):
     wide = jax.tree.map(lambda a: a.astype(jnp.float64) if eqx.is_array(a) else a, model)
     p, static = eqx.partition(wide, eqx.is_array)
     close(found, ntk(lambda p, x: eqx.combine(p, static)(x), p, x, x))
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_a_drawn_network_is_the_one_the_caller_would_draw(x, double):
+    """Whatever the precision of the examples, and whichever come first: JAX draws other numbers in float64."""
+
+    def make(key):
+        return jax.random.normal(key, (2, 4)), jax.random.normal(jax.random.fold_in(key, 1), (4,))
+
+    def call(p, x):
+        return jnp.tanh(p[0] @ (x * p[1]))
+
+    with jax.enable_x64(double):
+        key = jax.random.key(3)
+        own = make(key)
+        kernels = [tg.empirical((make, call), key=key, outputs="full") for _ in range(2)]
+        wide = kernels[0](x)
+        single, after = kernels[1](x.astype(np.float32)), kernels[1](x)
+    expected = ntk(call, jax.tree.map(lambda a: a.astype(jnp.float64), own), x, x)
+    close(wide, expected)
+    close(after, expected)
+    np.testing.assert_allclose(single, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def test_rates_at_initialisation_are_variances(x):

@@ -255,7 +255,11 @@ class EmpiricalKernel(Kernel):
             imaginary = imaginary[..., :o, :o] + imaginary[..., o:, o:]
         elif self._pairing() == "each":
             real, imaginary = (a[..., :o] + a[..., o:] for a in (real, imaginary))
-        return real + 1j * imaginary
+        result = real + 1j * imaginary
+        if x2 is not None:
+            return result
+        adjoint = result.transpose((1, 0, 3, 2) if self._pairing() == "all" else (1, 0, *range(2, result.ndim))).conj()
+        return (result + adjoint) / 2
 
     def _assembled(
         self, traced: Traced, rows1: Any, rows2: Any, x1: Any, x2: Any, progress: Progress | None, leaf: int | None

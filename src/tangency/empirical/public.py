@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from ..errors import InputError
@@ -44,7 +45,8 @@ def empirical(
         memory: bytes that may be used (default: what the device has free). Examples, outputs and entries of
             parameters are taken in blocks that fit, by our own count and by the compiler's. Inside `jit` everything is
             taken at once.
-        key: initialises a model that is given as a function of a key.
+        key: initialises a model that is given as a function of a key, in the precision of the session (float32, unless
+            JAX's `jax_enable_x64` is on), whatever that of the inputs.
         state: for an Equinox network that is called as `network(x, state)`, such as one with BatchNorm.
         batched: whether the model is called on a batch; default: True for Flax NNX, False otherwise.
         trainable: booleans, a pytree prefix of the parameters: which of them count.
@@ -75,10 +77,15 @@ def empirical(
         state=state, key=key, batched=batched, trainable=trainable, learning_rate=learning_rate, scale=scale
     )
     found: list[Network] = []
+    double: bool = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
     def network(example: Any) -> Network:
         if not found:
-            found.append(opened(model, parameters, example=example, **settings))
+            # JAX draws other numbers in float64: these are the ones that the caller would draw.
+            with jax.enable_x64(double):
+                if example is not None and example.dtype == np.float64 and not double:
+                    example = example.astype(np.float32)
+                found.append(opened(model, parameters, example=example, **settings))
         return found[0]
 
     if key is None:
