@@ -46,6 +46,7 @@ def contract(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
             "it multiplies two parameters",
             "Apply one weight after the other to the signal",
         )
+    left, right = _multiplied(interpreter, equation)
     _check_made_weights(equation)
     if isinstance(left, ParameterView) or isinstance(right, ParameterView):
         return [_weight(interpreter, equation)]
@@ -67,6 +68,17 @@ def _vector_as_signal(interpreter: Interpreter, equation: Equation) -> Equation:
         if set(view.own_axes) <= set(contracting[side]) and len(view.own_axes) < len(views[1 - side].own_axes):
             operands[side] = as_signal(interpreter, equation, view)
     return replace(equation, operands=tuple(operands))
+
+
+def _multiplied(interpreter: Interpreter, equation: Equation) -> list[Value]:
+    """The operands, a parameter of which nothing is contracted as a signal: the product is one of entries."""
+    contracting, _ = equation.parameters["dimension_numbers"]
+    return [
+        as_signal(interpreter, equation, operand)
+        if isinstance(operand, ParameterView) and not contracting[side]
+        else operand
+        for side, operand in enumerate(equation.operands)
+    ]
 
 
 def _check_made_weights(equation: Equation) -> None:
@@ -170,10 +182,6 @@ def _weight(interpreter: Interpreter, equation: Equation) -> Value:
     mine, theirs = contracting if view_is_left else contracting[::-1]
     my_batch, their_batch = batch if view_is_left else batch[::-1]
     _check_weight(equation, view, range(len(view.shape)))
-    if not mine:
-        raise equation.refuse(
-            f"it is an outer product with the parameter {view.parameter.name}", "Multiply entry by entry, or contract"
-        )
     role = frozenset().union(*(view.axes[axis] for axis in mine))
     interpreter.claim(view.parameter, ("weight", role), equation.source)
     work = _Contraction(interpreter, equation, view, as_signal(interpreter, equation, other), [], [], [])

@@ -211,6 +211,23 @@ def concatenate(interpreter: Interpreter, equation: Equation) -> Sequence[Value]
     return [joined(interpreter, equation, equation.operands, axis, equation.shape)]
 
 
+@rule("tile")
+def tile(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
+    """An array beside itself, axis after axis."""
+    (value,) = equation.operands
+    if isinstance(value, Known):
+        return default(interpreter, equation)
+    times = equation.parameters["reps"]
+    if 0 in times:
+        raise equation.refuse("it repeats a signal no times", "Repeat it once or more")
+    shape = [length // count for length, count in zip(equation.shape, times, strict=True)]
+    for axis, count in enumerate(times):
+        if count > 1:
+            shape[axis] *= count
+            value = joined(interpreter, equation, [value] * count, axis, tuple(shape))
+    return [value]
+
+
 @rule("stack")
 def stack(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     """Arrays beside each other along a new axis."""
