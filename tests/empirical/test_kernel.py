@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tangency as tg
+from tangency.empirical import contraction
 from tests.finite_networks import NETWORKS, examples, made
 from tests.oracles.jacobian import ntk
 
@@ -67,6 +68,16 @@ def test_other_pairings(flax):
 def test_mean_over_outputs(equinox):
     model, options, x, y, expected = equinox
     close(tg.empirical(model, **options)(x, y), np.einsum("nmoo->nm", expected[:3, 3:]) / expected.shape[-1])
+
+
+@pytest.mark.parametrize("method", ["structured", "jacobian", "auto"])
+def test_what_other_platforms_compute(equinox, method, monkeypatch):
+    """All outputs at once, where a CPU takes them in turn."""
+    monkeypatch.setattr(contraction, "_by_platform", lambda _, elsewhere, arrays: elsewhere(arrays))
+    model, options, x, _, expected = equinox
+    diagonal = np.einsum("nmoo->nmo", expected)[:3, :3]
+    close(tg.empirical(model, method=method, **options)(x), diagonal.mean(-1))
+    close(tg.empirical(model, method=method, outputs="diagonal", **options)(x), diagonal)
 
 
 def test_products_of_the_operator(equinox):

@@ -145,21 +145,41 @@ def _cotangent_products(first: Part, second: Part, pairing: Pairing, cuts: Seque
     if pairing != "sum":
         return products(g, h)
     sides = [g] if g is h else [g, h]
-    return _over_outputs(lambda own: [product[0] for product in products(own[0], own[-1])], sides)
+
+    def one(own: Any) -> list[Any]:
+        return [product[0] for product in products(own[0], own[-1])]
+
+    def at_once(own: Any) -> list[Any]:
+        found = []
+        for start, stop in cuts:
+            rows = own[0][:, :, start * s : None if stop is None else stop * s], own[-1][:, :, start * t :]
+            product = lax.dot_general(*rows, (((0, 3), (0, 3)), ((1,), (1,))), precision=HIGHEST)
+            found.append(product.reshape(len(product), -1, s, product.shape[2] // t, t))
+        return found
+
+    return _over_outputs(one, at_once, sides)
 
 
-def _over_outputs(products: Callable[[Any], Any], arrays: Any) -> Any:
-    """The sum over outputs o of `products` of arrays, or lists of arrays, [o, …], one output at a time.
+def _over_outputs(one: Callable[[Any], Any], at_once: Callable[[Any], Any], arrays: Any) -> Any:
+    """The sum over outputs o of what `one` makes of arrays, or lists of arrays, [o, …]: on a CPU one at a time.
 
-    All at once, XLA for the CPU would copy them, or fail: jaxlib 0.10.1 crashes on sums of products of an array with
-    itself.
+    At once, XLA for the CPU would copy them, or fail: jaxlib 0.10.1 crashes on sums of products of an array with
+    itself. Elsewhere a loop would take longer than what is in it.
     """
-    one = jax.tree.map(lambda array: array[:1], arrays)
-    if jax.tree.leaves(one)[0].shape == jax.tree.leaves(arrays)[0].shape:
-        return products(arrays)
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(products, one))
-    count, of_output = _one_by_one(arrays)
-    return lax.scan(lambda total, k: (jax.tree.map(jnp.add, total, products(of_output(k))), None), zeros, count)[0]
+    first = jax.tree.map(lambda array: array[:1], arrays)
+    if jax.tree.leaves(first)[0].shape == jax.tree.leaves(arrays)[0].shape:
+        return one(arrays)
+
+    def in_turn(arrays: Any) -> Any:
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(one, first))
+        count, of_output = _one_by_one(arrays)
+        return lax.scan(lambda total, k: (jax.tree.map(jnp.add, total, one(of_output(k))), None), zeros, count)[0]
+
+    return _by_platform(in_turn, at_once, arrays)
+
+
+def _by_platform(on_cpu: Callable[[Any], Any], elsewhere: Callable[[Any], Any], arrays: Any) -> Any:
+    return lax.platform_dependent(arrays, cpu=on_cpu, default=elsewhere)
 
 
 def _one_by_one(arrays: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -234,18 +254,22 @@ def by_gradients(left: Sequence[Part], right: Sequence[Part], pairing: Pairing, 
     # Without axes of length one, as products use them in the loop: see `_one_by_one`.
     lean = [[part.signal.reshape([n for n in part.signal.shape if n != 1]) for part in side] for side in sides]
 
-    def of_output(cotangents: Any) -> Any:
+    def of(cotangents: Any, pairing: Pairing) -> Any:
         own = [
             [replace(part, signal=a.reshape(part.signal.shape), cotangent=g) for part, a, g in zip(*each, strict=True)]
             for each in zip(sides, lean, cotangents, strict=True)
         ]
-        return _few_columns(own[0], own[-1], "sum", shape)
+        return _few_columns(own[0], own[-1], pairing, shape)
 
     cotangents = [[part.cotangent for part in side] for side in sides]
     if pairing == "sum":
-        return _over_outputs(of_output, cotangents)
-    count, cut = _one_by_one(cotangents)
-    return jnp.moveaxis(lax.map(lambda k: of_output(cut(k)), count), 0, 2)
+        return _over_outputs(lambda own: of(own, "sum"), lambda own: of(own, "sum"), cotangents)
+
+    def in_turn(cotangents: Any) -> Any:
+        count, of_output = _one_by_one(cotangents)
+        return jnp.moveaxis(lax.map(lambda k: of(of_output(k), "sum"), count), 0, 2)
+
+    return _by_platform(in_turn, lambda own: of(own, "each"), cotangents)
 
 
 def _few_columns(left: Sequence[Part], right: Sequence[Part], pairing: Pairing, shape: tuple[int, int]) -> Any:
@@ -325,7 +349,11 @@ def of_gradients(left: Any, right: Any, pairing: Pairing) -> Any:
         return einsum("onp,qmp->onqm", left, right).transpose(1, 3, 0, 2)
     if pairing == "each":
         return einsum("onp,omp->onm", left, right).transpose(1, 2, 0)
-    return _over_outputs(lambda own: einsum("np,mp->nm", own[0][0], own[-1][0]), [left] if same else [left, right])
+    return _over_outputs(
+        lambda own: einsum("np,mp->nm", own[0][0], own[-1][0]),
+        lambda own: einsum("onp,omp->nm", own[0], own[-1]),
+        [left] if same else [left, right],
+    )
 
 
 def completed(result: Any, pairing: Pairing, xp: Any = np) -> Any:
