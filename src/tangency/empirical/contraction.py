@@ -311,16 +311,18 @@ def whole_gradients(found: Sequence[Part], shape: tuple[int, int], order: str) -
     inner = found[0].inner
     total: Any = 0
     for part in found:
-        turned = part.inner != inner
-        own = order[::-1] if turned else order
-        formed = _rows_added(part, shape[::-1][0] if turned else shape[0]) if part.lookup else _formed(part, own)
-        total = total + (jnp.swapaxes(formed, -1, -2) if part.lookup and own == "ij" else formed)
+        own, rows = (order, shape[0]) if part.inner == inner else (order[::-1], shape[1])
+        if not part.lookup:
+            total = total + _formed(part, own)
+        else:
+            added = _rows_added(part, rows)
+            total = total + (added if own == "ji" else jnp.swapaxes(added, -1, -2))
     return total
 
 
 def _natural(part: Part) -> str:
     """The order of D = Σ_s a_s ⊗ g_s in which it is a product of matrices as they lie."""
-    return "ij" if (part.signal_axes[-1], part.cotangent_axes[-1]) == ("s", "j") else "ji"
+    return "ij" if (part.signal_axes, part.cotangent_axes) == ("nbis", "onbsj") else "ji"
 
 
 def _formed(part: Part, order: str) -> Any:
