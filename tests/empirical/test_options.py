@@ -140,6 +140,23 @@ def test_a_drawn_network_is_the_one_the_caller_would_draw(x, double):
     np.testing.assert_allclose(single, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
+def test_parameters_in_float64_stay_so(x, rng):
+    p = {"w": rng.normal(size=(6, 4)), "v": rng.normal(size=(3, 6)) + 1j * rng.normal(size=(3, 6))}
+
+    def call(p, x):
+        return p["v"] @ jnp.tanh(p["w"] @ x)
+
+    expected = ntk(call, jax.tree.map(jnp.asarray, p), x, x)
+    with jax.enable_x64(False):
+        kernel = tg.empirical(call, p, outputs="full")
+        found, single = kernel(x), kernel(x.astype(np.float32))
+        product = kernel.operator(x) @ np.ones(3 * len(x))
+    close(found, expected)
+    close(product, expected.transpose(0, 2, 1, 3).sum((2, 3)).ravel())
+    assert single.dtype == np.complex64
+    np.testing.assert_allclose(single, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
 def test_rates_at_initialisation_are_variances(x):
     def make(key):
         return eqx.nn.MLP(4, 2, 8, 1, key=key)

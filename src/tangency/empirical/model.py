@@ -100,7 +100,8 @@ def _initialised(
     if parameters is not None:
         if not callable(model):
             raise InputError(f"model: with parameters, expected a function (parameters, x), got {type(model).__name__}")
-        arrays = jax.tree.map(jnp.asarray, parameters)
+        # NumPy's arrays keep their precision for inputs in float64, which JAX would cut to float32 here.
+        arrays = jax.tree.map(lambda leaf: leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf), parameters)
         trains = jax.tree.map(lambda leaf: bool(jnp.issubdtype(leaf.dtype, jnp.inexact)), arrays)
 
         def call(values: Any, _: Any, x: Any) -> Any:
