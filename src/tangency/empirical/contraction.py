@@ -29,7 +29,7 @@ STRIPS = 2
 """Strips of rows that symmetric matrices are cut into: more save little, and make each product smaller."""
 
 CACHED = 2**22
-"""Numbers of gradients or of their products that are held at a time: what a processor keeps at hand."""
+"""Numbers of whole gradients that are formed and contracted at a time: what a processor keeps at hand."""
 
 LONGEST = 2**17
 """Of these, those of one gradient: XLA for the CPU copies both factors of a product, badly where they are long."""
@@ -129,53 +129,44 @@ def _cotangent_products(first: Part, second: Part, pairing: Pairing, cuts: Seque
     g = first.rows
     h = g if first is second else second.rows
     s, t = first.steps, second.steps
-    # Positions are rows before they are cut: XLA for the CPU can fail on cuts of what has axes of length one.
-    batch = (1,) if pairing == "all" else (0, 1)
+    everything = pairing == "all"
 
-    def products(g: Any, h: Any) -> list[Any]:
+    def products(g: Any, h: Any, summed: bool) -> list[Any]:
+        # An axis of length one is no sum: XLA for the CPU would copy what has two contracted axes.
+        batch, contracted = ((1,), (0, 3)) if summed and len(g) > 1 else ((1,) if everything else (0, 1), (3,))
         found = []
         for start, stop in cuts:
             own, other = g[:, :, start * s : None if stop is None else stop * s], h[:, :, start * t :]
-            product = lax.dot_general(own, other, (((3,), (3,)), (batch, batch)), precision=HIGHEST)
-            o, b, n, m = *g.shape[:2], own.shape[2] // s, other.shape[2] // t
-            shape = (b, o, n, s, h.shape[0], m, t) if pairing == "all" else (o, b, n, s, m, t)
+            product = lax.dot_general(own, other, ((contracted, contracted), (batch, batch)), precision=HIGHEST)
+            first, second = (own.shape[2] // s, s), (other.shape[2] // t, t)
+            if everything:
+                shape = g.shape[1], g.shape[0], *first, h.shape[0], *second
+            else:
+                shape = *(() if summed else g.shape[:1]), g.shape[1], *first, *second
             found.append(product.reshape(shape))
         return found
 
     if pairing != "sum":
-        return products(g, h)
-    sides = [g] if g is h else [g, h]
-
-    def one(own: Any) -> list[Any]:
-        return [product[0] for product in products(own[0], own[-1])]
-
-    def at_once(own: Any) -> list[Any]:
-        found = []
-        for start, stop in cuts:
-            rows = own[0][:, :, start * s : None if stop is None else stop * s], own[-1][:, :, start * t :]
-            product = lax.dot_general(*rows, (((0, 3), (0, 3)), ((1,), (1,))), precision=HIGHEST)
-            found.append(product.reshape(len(product), -1, s, product.shape[2] // t, t))
-        return found
-
-    return _over_outputs(one, at_once, sides)
+        return products(g, h, False)
+    return _over_outputs(lambda own: products(own[0], own[-1], True), [g] if g is h else [g, h])
 
 
-def _over_outputs(one: Callable[[Any], Any], at_once: Callable[[Any], Any], arrays: Any) -> Any:
-    """The sum over outputs o of what `one` makes of arrays, or lists of arrays, [o, …]: on a CPU one at a time.
+def _over_outputs(sum_of: Callable[[Any], Any], arrays: Any) -> Any:
+    """`sum_of` arrays, or lists of arrays, [o, …], which is a sum over outputs o: on a CPU of one after the other.
 
     At once, XLA for the CPU would copy them, or fail: jaxlib 0.10.1 crashes on sums of products of an array with
     itself. Elsewhere a loop would take longer than what is in it.
     """
     first = jax.tree.map(lambda array: array[:1], arrays)
     if jax.tree.leaves(first)[0].shape == jax.tree.leaves(arrays)[0].shape:
-        return one(arrays)
+        return sum_of(arrays)
 
     def in_turn(arrays: Any) -> Any:
-        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(one, first))
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(sum_of, first))
         count, of_output = _one_by_one(arrays)
-        return lax.scan(lambda total, k: (jax.tree.map(jnp.add, total, one(of_output(k))), None), zeros, count)[0]
+        return lax.scan(lambda total, k: (jax.tree.map(jnp.add, total, sum_of(of_output(k))), None), zeros, count)[0]
 
-    return _by_platform(in_turn, at_once, arrays)
+    return _by_platform(in_turn, sum_of, arrays)
 
 
 def _by_platform(on_cpu: Callable[[Any], Any], elsewhere: Callable[[Any], Any], arrays: Any) -> Any:
@@ -263,7 +254,7 @@ def by_gradients(left: Sequence[Part], right: Sequence[Part], pairing: Pairing, 
 
     cotangents = [[part.cotangent for part in side] for side in sides]
     if pairing == "sum":
-        return _over_outputs(lambda own: of(own, "sum"), lambda own: of(own, "sum"), cotangents)
+        return _over_outputs(lambda own: of(own, "sum"), cotangents)
 
     def in_turn(cotangents: Any) -> Any:
         count, of_output = _one_by_one(cotangents)
@@ -351,17 +342,18 @@ def of_gradients(left: Any, right: Any, pairing: Pairing) -> Any:
         return einsum("onp,qmp->onqm", left, right).transpose(1, 3, 0, 2)
     if pairing == "each":
         return einsum("onp,omp->onm", left, right).transpose(1, 2, 0)
-    return _over_outputs(
-        lambda own: einsum("np,mp->nm", own[0][0], own[-1][0]),
-        lambda own: einsum("onp,omp->nm", own[0], own[-1]),
-        [left] if same else [left, right],
-    )
+    return _over_outputs(lambda own: einsum("onp,omp->nm", own[0], own[-1]), [left] if same else [left, right])
+
+
+def transposed(result: Any, pairing: Pairing) -> Any:
+    """Examples exchanged, and for "all" outputs too."""
+    return result.transpose((1, 0, 3, 2) if pairing == "all" else (1, 0, *range(2, result.ndim)))
 
 
 def completed(result: Any, pairing: Pairing, xp: Any = np) -> Any:
     """Exactly symmetric, from the blocks on and above the diagonal."""
     n = len(result)
-    swapped = xp.transpose(result, (1, 0, 3, 2) if pairing == "all" else (1, 0, *range(2, result.ndim)))
+    swapped = transposed(result, pairing)
     row, column = np.arange(n)[:, None], np.arange(n)[None, :]
     spread = (n, n, *(1,) * (result.ndim - 2))
     upper = xp.where((row < column).reshape(spread), result, swapped)

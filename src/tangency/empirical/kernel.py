@@ -17,7 +17,7 @@ from ..errors import InputError, NonFiniteError
 from ..kernels.base import Kernel
 from ..kernels.operator import KernelOperator
 from ..types import Array, Inputs, Kind, Progress
-from .contraction import Pairing, completed
+from .contraction import Pairing, completed, transposed
 from .gradients import contributions, cost, gradients
 from .model import Network
 from .operator import ProductMatrix
@@ -258,8 +258,7 @@ class EmpiricalKernel(Kernel):
         result = real + 1j * imaginary
         if x2 is not None:
             return result
-        adjoint = result.transpose((1, 0, 3, 2) if self._pairing() == "all" else (1, 0, *range(2, result.ndim))).conj()
-        return (result + adjoint) / 2
+        return (result + transposed(result, self._pairing()).conj()) / 2
 
     def _assembled(
         self, traced: Traced, rows1: Any, rows2: Any, x1: Any, x2: Any, progress: Progress | None, leaf: int | None

@@ -83,8 +83,8 @@ def empirical(
         if not found:
             # JAX draws other numbers in float64: these are the ones that the caller would draw.
             with jax.enable_x64(double):
-                if example is not None and example.dtype == np.float64 and not double:
-                    example = example.astype(np.float32)
+                if example is not None:
+                    example = example.astype(jax.dtypes.canonicalize_dtype(example.dtype))
                 found.append(opened(model, parameters, example=example, **settings))
         return found[0]
 
