@@ -44,9 +44,17 @@ def gradients(program: Program, parameters: Sequence[Any], rest: Sequence[Any], 
 
         output, back, signals = jax.vjp(forward, [parameters[k] for k in direct], zeros, has_aux=True)
         whole, cotangents = back(functional.astype(output.dtype))
-        arranged = [site.arranged_signal(a) for site, a in zip(program.sites, signals, strict=True)]
+        arranged = [
+            site.arranged_signal(signal(k, a)) for k, (site, a) in enumerate(zip(program.sites, signals, strict=True))
+        ]
         turned = [site.arranged_cotangent(g) for site, g in zip(program.sites, cotangents, strict=True)]
         return whole, arranged, turned
+
+    def signal(number: int, found: Any) -> Any:
+        if number not in program.pooled:
+            return found
+        dtype = parameters[program.sites[number].leaf].dtype
+        return program.pools[number].signal(*(_in(array, dtype) for array in found))
 
     # Outputs outside: what does not depend on them is computed once, what does has them first.
     for_all = jax.vmap(lambda functional: jax.vmap(one, (0, None))(x, functional), out_axes=(0, None, 0))
@@ -110,8 +118,21 @@ class Cost:
     whole_held: float
 
     @property
+    def _by_positions(self) -> float:
+        return self.positions + MOVED * self.positions_moved
+
+    @property
+    def _by_gradients(self) -> float:
+        return self.whole + MOVED * self.whole_moved
+
+    @property
     def positions_first(self) -> bool:
-        return self.positions + MOVED * self.positions_moved <= self.whole + MOVED * self.whole_moved
+        return self._by_positions <= self._by_gradients
+
+    @property
+    def total(self) -> float:
+        """Of the cheaper way, in multiplications."""
+        return min(self._by_positions, self._by_gradients)
 
 
 def cost(sites: Sequence[Site], n: int, m: int, k: int, pairing: Pairing, same: bool) -> Cost:
@@ -124,14 +145,26 @@ def cost(sites: Sequence[Site], n: int, m: int, k: int, pairing: Pairing, same: 
     blocks = upper * steps * steps * b
     sides = n if same else n + m
     gradients = sides * k * b * i * j
+    first = sides * sum(site.gathered for site in sites)
+    first_moved = sides * sum(prod(site.signal_shape) for site in sites if site.gathered)
     return Cost(
-        positions=blocks * ((0 if lookup else i) + pairs * j),
-        positions_moved=blocks * (1 + pairs),
+        positions=first + blocks * ((0 if lookup else i) + pairs * j),
+        positions_moved=first_moved + blocks * (1 + pairs),
         positions_held=blocks * (2 if pairing == "sum" else 1 + pairs),
-        whole=sides * k * b * steps * (j if lookup else i * j) + n * m * pairs * b * i * j,
-        whole_moved=gradients,
+        whole=first + sides * k * b * steps * (j if lookup else i * j) + n * m * pairs * b * i * j,
+        whole_moved=first_moved + gradients,
         whole_held=gradients if pairing == "all" else gradients / k,
     )
+
+
+def cheapest(program: Program, n: int, m: int, k: int, pairing: Pairing, same: bool) -> Program:
+    """The program with those of its sites pooled that then cost less."""
+
+    def total(site: Site) -> float:
+        return cost([site], n, m, k, pairing, same).total
+
+    pools = program.pools.items()
+    return program.seen_from(frozenset(number for number, pool in pools if total(pool.site) < total(pool.origin)))
 
 
 def held(program: Program, parameters: Sequence[Any], n: int, m: int, k: int, pairing: Pairing, same: bool) -> float:

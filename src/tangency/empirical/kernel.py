@@ -18,7 +18,7 @@ from ..kernels.base import Kernel
 from ..kernels.operator import KernelOperator
 from ..types import Array, Inputs, Kind, Progress
 from .contraction import Pairing, completed, transposed
-from .gradients import contributions, cost, gradients
+from .gradients import cheapest, contributions, cost, gradients
 from .model import Network
 from .operator import ProductMatrix
 from .plan import Plan, Request, Traced, compiled_bytes, free_memory, planned, result_bytes
@@ -141,12 +141,14 @@ class EmpiricalKernel(Kernel):
         return "\n".join(lines)
 
     def _way(self, traced: Traced, leaf: int, n: int, m: int, k: int) -> str:
-        program = traced.program
+        program = cheapest(traced.program, n, m, k, self._pairing(), n == m)
         if leaf not in program.structured:
             return f"Jacobian, {k * traced.parameters[leaf].size:.3g} numbers an example"
         sites = [site for site in program.sites if site.leaf == leaf]
         found = cost(sites, n, m, k, self._pairing(), n == m)
         uses = f"{len(sites)} use{'s' if len(sites) > 1 else ''}"
+        if sites[0].gathered:
+            uses += ", pooled"
         if found.positions_first or self._method == "structured":
             return f"products of signals and of cotangents ({uses}), {found.positions:.3g} multiplications"
         return f"gradients from signals and cotangents ({uses}), {found.whole:.3g} multiplications"
@@ -199,6 +201,8 @@ class EmpiricalKernel(Kernel):
                 else frozenset(k for k, rate in enumerate(network.rates) if not np.shape(rate))
             )
             program = opened(jaxpr, len(parameters), allowed)
+            if self._method == "structured":
+                program = replace(program, pools={})
             sizes = tuple(prod(shape) for shape, _ in shapes)
             is_complex = any(jnp.issubdtype(dtype, jnp.complexfloating) for _, dtype in shapes)
             self._traced[key] = Traced(program, parameters, tuple(rest), network.rates, sizes, is_complex)
@@ -339,9 +343,10 @@ class EmpiricalKernel(Kernel):
             if by_products:
                 own = [rate if leaf in (None, k) else 0.0 * np.asarray(rate) for k, rate in enumerate(rates)]
                 return products(program, own, parameters, rest, x1, x1 if mirrored else x2, rows1, rows2, pairing)
-            left = gradients(program, parameters, rest, x1, rows1)
-            right = left if mirrored else gradients(program, parameters, rest, x2, rows2)
-            found = contributions(program, rates, left, right, pairing, self._method == "structured")
+            own = cheapest(program, len(x1), len(x1 if mirrored else x2), len(rows1), pairing, mirrored)
+            left = gradients(own, parameters, rest, x1, rows1)
+            right = left if mirrored else gradients(own, parameters, rest, x2, rows2)
+            found = contributions(own, rates, left, right, pairing, self._method == "structured")
             return sum(found.values()) if leaf is None else found[leaf]
 
         return block

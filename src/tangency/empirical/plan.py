@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import MemoryLimitError
 from ..memory import available_memory
 from .contraction import Pairing
-from .gradients import cost, held
+from .gradients import cheapest, cost, held
 from .program import Program
 
 _GIB = 2**30
@@ -131,7 +131,8 @@ def _bytes(traced: Traced, request: Request, block: int, chunk: int) -> float:
     a, b = min(request.n, block), min(request.m, block)
     symmetric = request.same and block >= request.n
     sides = a if symmetric else a + b
-    numbers = held(traced.program, traced.parameters, a, b, chunk, request.pairing, symmetric)
+    program = cheapest(traced.program, a, b, chunk, request.pairing, symmetric)
+    numbers = held(program, traced.parameters, a, b, chunk, request.pairing, symmetric)
     numbers += sides * numbers_made(traced.program.jaxpr.jaxpr) * (1 + chunk / 2)
     return traced.word * numbers
 
@@ -146,9 +147,10 @@ def _products_gain(traced: Traced, request: Request) -> bool:
     forward = multiplications(traced.program.jaxpr.jaxpr)
     sides = request.n if request.same else request.n + request.m
     contraction = sides * forward * (1 + request.k)
+    program = cheapest(traced.program, request.n, request.m, request.k, request.pairing, request.same)
     for leaf, array in enumerate(traced.parameters):
-        own = [site for site in traced.program.sites if site.leaf == leaf]
-        if leaf in traced.program.structured:
+        own = [site for site in program.sites if site.leaf == leaf]
+        if leaf in program.structured:
             found = cost(own, request.n, request.m, request.k, request.pairing, request.same)
             contraction += min(found.positions, found.whole)
         else:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,7 +12,8 @@ from jax.extend import core as jex
 
 from .._jax import scan_counts
 from ..trace.equations import function_of
-from .sites import Site, in_loop, rearranged, site_of
+from .pools import Pool, pool_of
+from .sites import Site, in_loop, is_site, rearranged, site_of
 from .views import View, whole
 
 _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr"}
@@ -22,20 +23,31 @@ _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "remat
 class Program:
     """`jaxpr` of (parameters, state, example) → outputs, flat; `sites` are the uses of the `structured` leaves.
 
-    All other leaves are differentiated as they are.
+    All other leaves are differentiated as they are. `pools` tells of those sites that may be seen from a pool behind
+    them, by their number, and `pooled` which of them are.
     """
 
     jaxpr: jex.ClosedJaxpr
     leaves: int
     sites: tuple[Site, ...]
     structured: frozenset[int]
+    pools: Mapping[int, Pool]
+    pooled: frozenset[int] = frozenset()
 
     def __call__(
         self, parameters: Sequence[Any], rest: Sequence[Any], probes: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """The outputs with zero `probes` added where a signal has met a parameter, and the signals there."""
-        run = _Run(self.structured, list(probes))
+        """The outputs with zero `probes` added where a signal has met a parameter, and the signals there.
+
+        Of a pooled site, the signal and the derivative of the pool's output.
+        """
+        run = _Run(self.structured, list(probes), {k: self.pools[k] for k in self.pooled})
         return run.outputs(self.jaxpr, self.leaves, [*parameters, *rest]), run.signals
+
+    def seen_from(self, pooled: frozenset[int]) -> Program:
+        """The same with these sites, numbers of `pools`, seen from the pools behind them."""
+        sites = [self.pools[k].site if k in pooled else site for k, site in enumerate(self.sites)]
+        return replace(self, sites=tuple(sites), pooled=pooled)
 
     def plain(self, values: Sequence[Any]) -> list[Any]:
         """The outputs alone, of (parameters, state, example)."""
@@ -51,8 +63,9 @@ def opened(jaxpr: jex.ClosedJaxpr, leaves: int, allowed: frozenset[int]) -> Prog
         if not refused & structured:
             break
         structured = structured - refused
-    used = frozenset(site.leaf for site in run.sites)
-    return Program(jaxpr, leaves, tuple(run.sites), structured & used)
+    uses = [site.leaf for site in run.sites]
+    pools = {k: pool for k, pool in run.pools.items() if uses.count(uses[k]) == 1}
+    return Program(jaxpr, leaves, tuple(run.sites), structured & frozenset(uses), pools)
 
 
 def _dry(jaxpr: jex.ClosedJaxpr, leaves: int, structured: frozenset[int]) -> _Run:
@@ -71,11 +84,17 @@ def _incompatible(sites: Sequence[Site]) -> frozenset[int]:
 
 
 class _Run:
-    """One pass over the program. With `probes=None` nothing is added, sites are only found."""
+    """One pass over the program. With `probes=None` nothing is added, sites and pools behind them are only found.
 
-    def __init__(self, structured: frozenset[int], probes: list[Any] | None):
+    `pools` are those behind sites that are to be pooled.
+    """
+
+    def __init__(self, structured: frozenset[int], probes: list[Any] | None, pools: Mapping[int, Pool] | None = None):
         self.structured = structured
         self.probes = probes
+        self.pools = dict(pools or {})
+        self.waiting: dict[jex.Var, tuple[int, Any]] = {}
+        """The numbers and the probes of sites whose pools are yet to come, by what these will give."""
         self.sites: list[Site] = []
         self.signals: list[Any] = []
         self.taken: frozenset[int] = frozenset()
@@ -95,9 +114,19 @@ class _Run:
         def read(atom: Any) -> Any:
             return atom.val if isinstance(atom, jex.Literal) else environment[atom]
 
-        for equation in jaxpr.jaxpr.eqns:
+        for place, equation in enumerate(jaxpr.jaxpr.eqns):
+            before = len(self.sites)
             results = self.equation(equation, [read(atom) for atom in equation.invars])
             environment.update(zip(equation.outvars, results, strict=True))
+            if self.probes is None and len(self.sites) > before and is_site(equation):
+                pool = pool_of(jaxpr.jaxpr, place, self.sites[before])
+                self.pools |= {} if pool is None else {before: pool}
+            for variable in equation.outvars:
+                if variable in self.waiting:
+                    number, probe = self.waiting.pop(variable)
+                    derivative = self.pools[number].derivative({v: _value(a) for v, a in environment.items()})
+                    self.signals[number] = self.signals[number], derivative
+                    environment[variable] += probe
         return [read(atom) for atom in jaxpr.jaxpr.outvars]
 
     def plain(self, value: Any) -> Any:
@@ -136,11 +165,16 @@ class _Run:
         return [self.met(site, signal, output)]
 
     def met(self, site: Site, signal: Any, output: Any) -> Any:
+        number = len(self.sites)
         self.sites.append(site)
         self.signals.append(signal)
         if self.probes is None:
             return output
-        return output + self.probes.pop(0)
+        probe = self.probes.pop(0)
+        if number not in self.pools:
+            return output + probe
+        self.waiting[self.pools[number].end] = number, probe
+        return output
 
     def scan(self, equation: jex.JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
         """Every step as it is, with the probes of its sites handed in and their signals handed out."""

@@ -38,6 +38,8 @@ class Site:
     """For a lookup, the factors that one-hot signals run along; the signal then holds row numbers."""
     channels_last: bool = False
     """Whether to arrange the cotangent so however it lies: XLA for the CPU computes convolutions so."""
+    gathered: int = 0
+    """Multiplications for each example that the signal takes itself, where it is a sum over positions (see `pools`)."""
 
     @property
     def is_lookup(self) -> bool:
@@ -61,6 +63,18 @@ class Site:
         steps = prod(n for n, (role, _) in zip(self.cotangent_shape, self.cotangent, strict=True) if role == "s")
         b, i, j = (prod(size for size, _ in factors) for factors in (self.batch, self.inner, self.outer))
         return b, steps, i, j
+
+    @property
+    def spans(self) -> list[list[int]]:
+        """The axes of the cotangent that each axis of the output is made of, those of length one left out."""
+        rest = iter([axis for axis, size in enumerate(self.cotangent_shape) if size != 1])
+        found: list[list[int]] = []
+        for length in self.probe:
+            span: list[int] = []
+            while length > prod(self.cotangent_shape[axis] for axis in span):
+                span.append(next(rest))
+            found.append(span)
+        return found
 
     @property
     def signal_order(self) -> str:
@@ -258,6 +272,11 @@ def _add(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tuple[S
 
 
 _RULES = {"add": _add, "conv_general_dilated": _conv, "dot_general": _dot_general, "gather": _gather}
+
+
+def is_site(equation: jex.JaxprEqn) -> bool:
+    """Whether there is a rule for an equation itself, rather than for what is inside it."""
+    return equation.primitive.name in _RULES
 
 
 def rearranged(equation: jex.JaxprEqn, view: View, value: Any) -> View | None:
