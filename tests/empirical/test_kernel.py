@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import tangency as tg
-from tangency.empirical import contraction
 from tests.finite_networks import NETWORKS, examples, made
 from tests.oracles.jacobian import ntk
 
@@ -73,7 +72,7 @@ def test_mean_over_outputs(equinox):
 @pytest.mark.parametrize("method", ["structured", "jacobian", "auto"])
 def test_what_other_platforms_compute(equinox, method, monkeypatch):
     """All outputs at once, where a CPU takes them in turn."""
-    monkeypatch.setattr(contraction, "_by_platform", lambda _, elsewhere, arrays: elsewhere(arrays))
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda arrays, cpu, default: default(arrays))
     model, options, x, _, expected = equinox
     diagonal = np.einsum("nmoo->nmo", expected)[:3, :3]
     close(tg.empirical(model, method=method, **options)(x), diagonal.mean(-1))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tangency as tg
-from tangency.empirical import contraction
+from tangency.empirical import by_gradients
 from tangency.empirical.einsum import einsum
 from tangency.errors import MemoryLimitError
 from tests.oracles.jacobian import ntk
@@ -36,9 +36,14 @@ def apart(p, x):
     return (p["v"] @ x.reshape(7, -1)).mean(1)
 
 
+def tokens(p, x):
+    """The same weights for each of eight positions."""
+    return (p["v"] @ jnp.tanh(p["d"] @ x.reshape(5, 8))).mean(1)
+
+
 @pytest.fixture
 def parameters(rng):
-    shapes = {"w": (7, 2, 3, 3), "b": (7,), "v": (6, 7)}
+    shapes = {"w": (7, 2, 3, 3), "b": (7,), "v": (6, 7), "d": (7, 5)}
     return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
 
 
@@ -72,25 +77,31 @@ def test_little_memory_changes_nothing(outputs, parameters, x):
 @pytest.mark.parametrize("outputs", ["mean", "diagonal", "full"])
 @pytest.mark.parametrize("limit", ["CACHED", "LONGEST"])
 @pytest.mark.parametrize("platform", ["cpu", "elsewhere"])
-def test_gradients_formed_a_few_entries_at_a_time(platform, limit, outputs, parameters, x, monkeypatch):
+@pytest.mark.parametrize("network", [apart, tokens])
+def test_gradients_formed_a_few_entries_at_a_time(network, platform, limit, outputs, parameters, x, monkeypatch):
     """On a CPU those of all outputs at once only where all pairs of outputs are asked for."""
-    choice = {"cpu": lambda here, _, arrays: here(arrays), "elsewhere": lambda _, other, arrays: other(arrays)}
-    monkeypatch.setattr(contraction, "_by_platform", choice[platform])
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda arrays, cpu, default: (cpu if platform == "cpu" else default)(arrays)
+    )
     at_once = 1 if platform == "cpu" and outputs != "full" else 6
-    every = np.asarray(ntk(convolutional, parameters, x, x))
+    every = np.asarray(ntk(network, parameters, x, x))
     diagonal = np.diagonal(every, axis1=2, axis2=3)
     expected = {"full": every, "diagonal": diagonal, "mean": diagonal.mean(-1)}[outputs]
-    monkeypatch.setattr(contraction, limit, at_once * 18 * 2 * (9 if limit == "CACHED" else 1))
-    formed, whole = [], contraction.whole_gradients
+    # One of two channels and its patches, and two of five entries.
+    own = {apart: (at_once * 9 * 7, 9 * 20), tokens: (2 * at_once * 7, 0)}[network]
+    monkeypatch.setattr(by_gradients, limit, own[0] if limit == "LONGEST" else 9 * sum(own))
+    formed, whole = [], by_gradients.whole_gradients
 
     def noting(parts, shape, order):
         formed.append((*shape, len(parts[0].cotangent)))
         return whole(parts, shape, order)
 
-    monkeypatch.setattr(contraction, "whole_gradients", noting)
-    kernel = tg.empirical(apart, parameters, outputs=outputs)
+    monkeypatch.setattr(by_gradients, "whole_gradients", noting)
+    kernel = tg.empirical(network, parameters, outputs=outputs)
     close(kernel(x), expected)
-    assert (18, 2, at_once) in formed and {outputs for *_, outputs in formed} == {at_once}
+    close(kernel(x, x[:4]), expected[:, :4])
+    rows = {apart: {9}, tokens: {2, 1}}[network]
+    assert rows <= {i for i, j, _ in formed if j == 7} and {outputs for *_, outputs in formed} == {at_once}
     assert "gradients from signals" in str(kernel)
 
 

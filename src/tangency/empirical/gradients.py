@@ -10,7 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .contraction import Pairing, Part, by_gradients, by_positions, of_gradients, parts, strips
+from .by_gradients import by_gradients, of_gradients
+from .by_positions import by_positions
+from .pairs import Pairing, strips
+from .parts import Part, parts
 from .program import Program
 from .sites import Site
 
@@ -172,7 +175,7 @@ def held(program: Program, parameters: Sequence[Any], n: int, m: int, k: int, pa
     sides = n if same else n + m
     total = 0.0
     for site in program.sites:
-        total += sides * (prod(site.signal_shape) + 2 * k * prod(site.probe))
+        total += sides * (site.signal_size + 2 * k * prod(site.probe))
     for leaf, array in enumerate(parameters):
         if leaf not in program.structured:
             total += sides * k * array.size

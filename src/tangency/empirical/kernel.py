@@ -17,10 +17,10 @@ from ..errors import InputError, NonFiniteError
 from ..kernels.base import Kernel
 from ..kernels.operator import KernelOperator
 from ..types import Array, Inputs, Kind, Progress
-from .contraction import Pairing, completed, transposed
 from .gradients import cheapest, contributions, cost, gradients
 from .model import Network
 from .operator import ProductMatrix
+from .pairs import Pairing, completed, transposed
 from .plan import Plan, Request, Traced, compiled_bytes, free_memory, planned, result_bytes
 from .products import products
 from .program import opened

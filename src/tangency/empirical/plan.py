@@ -13,8 +13,8 @@ import numpy as np
 
 from ..errors import MemoryLimitError
 from ..memory import available_memory
-from .contraction import Pairing
 from .gradients import cheapest, cost, held
+from .pairs import Pairing
 from .program import Program
 
 _GIB = 2**30

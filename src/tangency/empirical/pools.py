@@ -58,7 +58,8 @@ class Pool:
 
     def signal(self, signal: Any, derivative: Any) -> Any:
         """Σ_s a[b, s, i] d[b, s, j], in the shape of the pooled site's signal."""
-        a, d = self.origin.arranged_signal(signal), self.origin.arranged_cotangent(derivative)
+        origin = replace(self.origin, keeps_image=False)
+        a, d = origin.arranged_signal(signal), self.origin.arranged_cotangent(derivative)
         gathered = einsum(f"{self.origin.signal_order},{self.origin.cotangent_order}->bji", a, d)
         return gathered.reshape(self.site.signal_shape)
 
@@ -113,6 +114,8 @@ def _pooled(site: Site, spans: Sequence[Sequence[int]], axes: Axes, end: Any) ->
         cotangent_shape=tuple(site.cotangent_shape[place] for place in order),
         cotangent=tuple(("b", site.cotangent[place][1]) for place in order),
         channels_last=False,
+        window=None,
+        keeps_image=False,
         gathered=prod(site.sizes),
     )
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .contraction import Pairing
 from .gradients import output_vector
+from .pairs import Pairing
 from .program import Program
 
 

@@ -64,8 +64,13 @@ def opened(jaxpr: jex.ClosedJaxpr, leaves: int, allowed: frozenset[int]) -> Prog
             break
         structured = structured - refused
     uses = [site.leaf for site in run.sites]
-    pools = {k: pool for k, pool in run.pools.items() if uses.count(uses[k]) == 1}
-    return Program(jaxpr, leaves, tuple(run.sites), structured & frozenset(uses), pools)
+    alone = [uses.count(leaf) == 1 for leaf in uses]
+    sites = tuple(
+        replace(site, keeps_image=one and site.window is not None and not site.window.in_loop)
+        for site, one in zip(run.sites, alone, strict=True)
+    )
+    pools = {k: replace(pool, origin=sites[k]) for k, pool in run.pools.items() if alone[k]}
+    return Program(jaxpr, leaves, sites, structured & frozenset(uses), pools)
 
 
 def _dry(jaxpr: jex.ClosedJaxpr, leaves: int, structured: frozenset[int]) -> _Run:

@@ -24,6 +24,38 @@ Label = tuple[str, Factor | None]
 
 
 @dataclass(frozen=True)
+class Window:
+    """What a filter meets of a padded image [e, groups · c, *space]: images, channels, places; loops come first."""
+
+    image: tuple[int, ...]
+    groups: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """How many places the filter is put at along each axis of the image."""
+        sides = zip(self.image[-len(self.shape) :], self.shape, self.strides, self.dilation, strict=True)
+        return tuple((n - (w - 1) * r - 1) // s + 1 for n, w, s, r in sides)
+
+    @property
+    def in_loop(self) -> bool:
+        return len(self.image) > len(self.shape) + 2
+
+    def patches(self, image: Any) -> Any:
+        """[..., *shape, *positions] of [..., *space]: what each tap of the filter meets."""
+        lead, rank = image.shape[: -len(self.shape)], len(self.shape)
+        taps = []
+        for place in np.ndindex(*self.shape):
+            start = [t * r for t, r in zip(place, self.dilation, strict=True)]
+            stop = [b + (n - 1) * s + 1 for b, n, s in zip(start, self.positions, self.strides, strict=True)]
+            ends = (*(0 for _ in lead), *start), (*lead, *stop)
+            taps.append(lax.slice(image, *ends, (*(1 for _ in lead), *self.strides)))
+        return jnp.stack(taps, -rank - 1).reshape(*lead, *self.shape, *self.positions)
+
+
+@dataclass(frozen=True)
 class Site:
     """One use of a parameter. `signal` and `cotangent` label the axes of arrays of these shapes, loops included."""
 
@@ -40,6 +72,10 @@ class Site:
     """Whether to arrange the cotangent so however it lies: XLA for the CPU computes convolutions so."""
     gathered: int = 0
     """Multiplications for each example that the signal takes itself, where it is a sum over positions (see `pools`)."""
+    window: Window | None = None
+    """For a convolution; the signal is then an image, of which the shape above is that of its patches."""
+    keeps_image: bool = False
+    """Whether an arranged signal is still the image, [b, c, e, *space], whose patches are only formed where needed."""
 
     @property
     def is_lookup(self) -> bool:
@@ -86,8 +122,19 @@ class Site:
         """The roles of the axes of an arranged cotangent: "bsj" or "bjs" as it lies."""
         return "bsj" if self.channels_last else _order(self.cotangent, "j")
 
+    @property
+    def signal_size(self) -> int:
+        """How many numbers of an arranged signal are held."""
+        return prod(self.window.image) if self.window and self.keeps_image else prod(self.signal_shape)
+
     def arranged_signal(self, signal: Any) -> Any:
-        """One axis for each role of `signal_order`; a lookup's holds row numbers."""
+        """One axis for each role of `signal_order`; a lookup's holds row numbers. An image where it is kept."""
+        if self.window and self.keeps_image:
+            images, channels, *space = self.window.image
+            grouped = signal.reshape(images, self.window.groups, channels // self.window.groups, *space)
+            return jnp.moveaxis(grouped, 0, 2)
+        if self.window:
+            signal = self.window.patches(signal)
         return _arranged(signal.reshape(self.signal_shape), self.signal, self.signal_order)
 
     def arranged_cotangent(self, cotangent: Any) -> Any:
@@ -152,6 +199,7 @@ def in_loop(site: Site, length: int, factor: Factor | None) -> Site:
         signal=(label, *site.signal),
         cotangent_shape=(length, *site.cotangent_shape),
         cotangent=(label, *site.cotangent),
+        window=site.window and replace(site.window, image=(length, *site.window.image)),
     )
 
 
@@ -177,23 +225,22 @@ def _conv(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tuple[
     """y = convolution of a signal with a filter: the signal's patches times the filter."""
     p = equation.params
     output: Any = equation.outvars[0].aval
-    if place != 1 or p["batch_group_count"] != 1 or 0 in output.shape:
+    if place != 1 or p["batch_group_count"] != 1 or 0 in output.shape or len(output.shape) == 2:
         return None
     image, view = operands
     numbers, groups = p["dimension_numbers"], p["feature_group_count"]
     spec, kernel, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
     filters, features = view.axes[kernel[0]], view.axes[kernel[1]]
     window = [view.value.shape[axis] for axis in kernel[2:]]
-    patches = _patches(
-        jnp.transpose(image, spec), window, p["window_strides"], p["padding"], p["lhs_dilation"], p["rhs_dilation"]
-    )
-    examples, channels, *taps = patches.shape
-    positions = taps[len(window) :]
+    gaps = zip(p["padding"], p["lhs_dilation"], strict=True)
+    config = [(0, 0, 0), (0, 0, 0), *((low, high, d - 1) for (low, high), d in gaps)]
+    padded = lax.pad(jnp.transpose(image, spec), jnp.zeros((), image.dtype), config)
+    met = Window(padded.shape, groups, tuple(window), tuple(p["window_strides"]), tuple(p["rhs_dilation"]))
+    examples, positions = len(padded), met.positions
     split = _first_factor(filters, groups)
     if split is None:
         return None
     grouped, rest = split
-    signal = patches.reshape(examples, groups, channels // groups, *window, *positions)
     signal_axes = [("s", examples), ("b", grouped), ("i", features)]
     signal_axes += [("i", view.axes[axis]) for axis in kernel[2:]] + [("s", length) for length in positions]
     output_axes: list[Any] = [None] * len(out)
@@ -202,10 +249,10 @@ def _conv(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tuple[
     for axis, length in zip(out[2:], positions, strict=True):
         output_axes[axis] = [("s", length)]
     # The order of s must be that of the signal: examples, then positions.
-    site, signal = _built(view, output, signal, signal_axes, [a for axes in output_axes for a in axes])
+    site, _ = _built(view, output, padded, signal_axes, [a for axes in output_axes for a in axes])
     if [out[0], *out[2:]] != sorted([out[0], *out[2:]]):
         return None
-    return replace(site, channels_last=True), signal
+    return replace(site, channels_last=True, window=met), padded
 
 
 def _first_factor(factors: Factors, count: int) -> tuple[Factors, Factors] | None:
@@ -218,20 +265,6 @@ def _first_factor(factors: Factors, count: int) -> tuple[Factors, Factors] | Non
     rest = size // count
     inner = ((rest, stride),) if rest > 1 else ()
     return ((count, stride * rest),), (*inner, *factors[1:])
-
-
-def _patches(image: Any, window: Any, strides: Any, padding: Any, dilation: Any, spread: Any) -> Any:
-    """[n, c, *window, *positions] from [n, c, *space]: what each tap of the filter meets."""
-    config = [(0, 0, 0), (0, 0, 0), *((low, high, d - 1) for (low, high), d in zip(padding, dilation, strict=True))]
-    padded = lax.pad(image, jnp.zeros((), image.dtype), config)
-    space = padded.shape[2:]
-    lengths = [(n - (w - 1) * r - 1) // s + 1 for n, w, r, s in zip(space, window, spread, strides, strict=True)]
-    taps = []
-    for place in np.ndindex(*window):
-        start = [t * r for t, r in zip(place, spread, strict=True)]
-        stop = [b + (n - 1) * s + 1 for b, n, s in zip(start, lengths, strides, strict=True)]
-        taps.append(lax.slice(padded, (0, 0, *start), (*padded.shape[:2], *stop), (1, 1, *strides)))
-    return jnp.stack(taps, 2).reshape(*padded.shape[:2], *window, *lengths)
 
 
 def _gather(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tuple[Site, Any] | None:

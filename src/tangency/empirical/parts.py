@@ -1,0 +1,86 @@
+"""The gradients of a set of examples in one parameter, as what they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import jax.numpy as jnp
+
+from .sites import Site, Window
+
+
+@dataclass(frozen=True)
+class Part:
+    """The gradients at sites of one parameter with the same orientation, side by side along s.
+
+    `signal` has the axes `signal_axes`, "nbsi" or "nbis", or holds the row numbers "nbs" of a lookup; `cotangent` has
+    "onbsj" or "onbjs". With a `window` the signal is an image, [n, b, c, e, *space], and `opened` has its patches.
+    """
+
+    signal: Any
+    cotangent: Any
+    signal_axes: str
+    cotangent_axes: str
+    inner: Any
+    """Which entries of the parameter i runs along: equal where two parts are oriented alike."""
+    window: Window | None = None
+
+    @property
+    def opened(self) -> Part:
+        if self.window is None:
+            return self
+        patches = self.window.patches(self.signal)
+        n, b, c, e, *rest = patches.shape
+        taps = len(self.window.shape)
+        by_channel = jnp.moveaxis(patches, 3, 3 + taps).reshape(n, b, c * prod(rest[:taps]), e * prod(rest[taps:]))
+        return replace(self, signal=by_channel, window=None)
+
+    @property
+    def taps(self) -> int:
+        """How many entries i there are for each that can be cut out."""
+        return 1 if self.window is None else prod(self.window.shape)
+
+    @property
+    def lookup(self) -> bool:
+        return self.signal_axes == "nbs"
+
+    @property
+    def steps(self) -> int:
+        if self.window is not None:
+            return self.signal.shape[3] * prod(self.window.positions)
+        return self.signal.shape[self.signal_axes.index("s")]
+
+    @property
+    def rows(self) -> Any:
+        """The cotangent of every position of every example, [o, b, n·s, j]."""
+        lies = jnp.transpose(self.cotangent, [self.cotangent_axes.index(a) for a in "obnsj"])
+        return lies.reshape(*lies.shape[:2], -1, lies.shape[-1])
+
+    def of_examples(self, start: int, stop: int | None) -> Part:
+        return replace(self, signal=self.signal[start:stop], cotangent=self.cotangent[:, start:stop])
+
+
+def parts(sites: Sequence[Site], signals: Sequence[Any], cotangents: Sequence[Any]) -> list[Part]:
+    """The parts of one parameter's gradient, from the arranged arrays of its sites."""
+    groups: dict[Any, list[int]] = {}
+    for k, site in enumerate(sites):
+        groups.setdefault((site.inner, site.signal_order, site.cotangent_order), []).append(k)
+    found = []
+    for (inner, signal, cotangent), group in groups.items():
+        axes, other = f"n{signal}", f"on{cotangent}"
+        a = [signals[k] for k in group]
+        g = [cotangents[k] for k in group]
+        window = sites[group[0]].window if sites[group[0]].keeps_image else None
+        signal = a[0] if window else _joined(a, axes.index("s"))
+        found.append(Part(signal, _joined(g, other.index("s")), axes, other, inner, window))
+    return found
+
+
+def _joined(arrays: Sequence[Any], axis: int) -> Any:
+    """Side by side along an axis; not at once, because of a fault of jaxlib (see `_jax`)."""
+    if len(arrays) == 1:
+        return arrays[0]
+    return jnp.moveaxis(jnp.concatenate([jnp.moveaxis(array, axis, 0) for array in arrays]), 0, axis)
