@@ -58,26 +58,48 @@ def _signals(sides: Sequence[Sequence[Part]]) -> Callable[[], list[list[Any]]]:
 
 def _few_rows(sides: Sequence[Sequence[Part]], pairing: Pairing, shape: tuple[int, int], turns: Turns | None) -> Any:
     """The same, with only some entries i at a time where all of them are too many."""
-    every = [part for side in sides for part in side]
-    first, taps, signals = every[0], every[0].taps, _signals(sides)
+    taps, signals = sides[0][0].taps, _signals(sides)
 
     def products(start: Any, width: int | None) -> Any:
         own = [[_cut(part, start, width).opened for part in side] for side in _with(sides, signal=signals())]
         return _few_outputs(own, pairing, shape if width is None else (width * taps, shape[1]), turns)
 
-    if any(part.lookup or part.inner != first.inner for part in every):
+    width = _width(sides, shape, turns is not None)
+    if width is None:
         return products(0, None)
+    times, rest = divmod(shape[0] // taps, width)
+    total = summed(lambda start: products(start, width), width * jnp.arange(times))
+    return total + products(times * width, rest) if rest else total
+
+
+def gathered(part: Part, shape: tuple[int, int]) -> Any:
+    """D[n, b, j, i] for a single output."""
+
+    def formed(start: Any, width: int | None) -> Any:
+        own = _cut(part, start, width).opened
+        return whole_gradients([own], shape if width is None else (width * part.taps, shape[1]), "ji")[0]
+
+    width = _width([[part]], shape, True)
+    if width is None:
+        return formed(0, None)
+    times, rest = divmod(shape[0] // part.taps, width)
+    found = jnp.moveaxis(lax.map(lambda start: formed(start, width), width * jnp.arange(times)), 0, 3)
+    found = found.reshape(*found.shape[:3], -1)
+    return jnp.concatenate([found, formed(times * width, rest)], 3) if rest else found
+
+
+def _width(sides: Sequence[Sequence[Part]], shape: tuple[int, int], in_turn: bool) -> int | None:
+    """How many entries i, or channels, to take at a time; None for all."""
+    every = [part for side in sides for part in side]
+    first, taps = every[0], every[0].taps
+    if any(part.lookup or part.inner != first.inner for part in every):
+        return None
     count, b = shape[0] // taps, first.signal.shape[1]
-    longest = (1 if turns else len(first.cotangent)) * b * taps * shape[1]
+    longest = (1 if in_turn else len(first.cotangent)) * b * taps * shape[1]
     patches = 0 if first.window is None else b * taps * first.steps
     numbers = sum(side[0].signal.shape[0] for side in sides) * (longest + patches)
     width = max(1, min(CACHED // numbers, LONGEST // longest))
-    if width >= count:
-        return products(0, None)
-    width = ceil(count / ceil(count / width))
-    times, rest = divmod(count, width)
-    total = summed(lambda start: products(start, width), width * jnp.arange(times))
-    return total + products(times * width, rest) if rest else total
+    return None if width >= count else ceil(count / ceil(count / width))
 
 
 def _cut(part: Part, start: Any, width: int | None) -> Part:

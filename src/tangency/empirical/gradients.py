@@ -47,28 +47,31 @@ def gradients(program: Program, parameters: Sequence[Any], rest: Sequence[Any], 
 
         output, back, signals = jax.vjp(forward, [parameters[k] for k in direct], zeros, has_aux=True)
         whole, cotangents = back(functional.astype(output.dtype))
-        arranged = [
-            site.arranged_signal(signal(k, a)) for k, (site, a) in enumerate(zip(program.sites, signals, strict=True))
-        ]
+        arranged = [arranged_signal(k, found) for k, found in enumerate(signals)]
         turned = [site.arranged_cotangent(g) for site, g in zip(program.sites, cotangents, strict=True)]
         return whole, arranged, turned
 
-    def signal(number: int, found: Any) -> Any:
+    def arranged_signal(number: int, found: Any) -> Any:
+        """Of a pooled site, both that it is the sum of products of."""
+        site = program.sites[number]
+        dtype = parameters[site.leaf].dtype
         if number not in program.pooled:
-            return found
-        dtype = parameters[program.sites[number].leaf].dtype
-        return program.pools[number].signal(*(_in(array, dtype) for array in found))
+            return _in(site.arranged_signal(found), dtype)
+        (signal, derivative), origin = found, program.pools[number].origin
+        return _in(origin.arranged_signal(signal), dtype), _in(origin.arranged_cotangent(derivative), dtype)
 
     # Outputs outside: what does not depend on them is computed once, what does has them first.
     for_all = jax.vmap(lambda functional: jax.vmap(one, (0, None))(x, functional), out_axes=(0, None, 0))
     whole, signals, cotangents = for_all(functionals)
+    for number in program.pooled:
+        signals[number] = program.pools[number].signals(*signals[number])
     found: dict[int, list[Part]] = {}
     for leaf in sorted(program.structured):
         places = [k for k, site in enumerate(program.sites) if site.leaf == leaf]
         dtype = parameters[leaf].dtype
         found[leaf] = parts(
             [program.sites[k] for k in places],
-            [_in(signals[k], dtype) for k in places],
+            [signals[k] for k in places],
             [_in(cotangents[k], dtype) for k in places],
         )
     return Gradients(found, dict(zip(direct, whole, strict=True)))

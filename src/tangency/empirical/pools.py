@@ -18,7 +18,8 @@ from jax.extend import core as jex
 
 from ..graph.known import ELEMENTWISE
 from ..trace.equations import function_of, taken
-from .einsum import einsum
+from .by_gradients import gathered
+from .parts import parts
 from .sites import Site
 
 Axes: TypeAlias = tuple[int | None, ...]
@@ -56,12 +57,11 @@ class Pool:
         (end,), back = jax.vjp(lambda y: function(y, *rest), environment[self.start])
         return back([jnp.ones_like(end)])[0]
 
-    def signal(self, signal: Any, derivative: Any) -> Any:
-        """Σ_s a[b, s, i] d[b, s, j], in the shape of the pooled site's signal."""
-        origin = replace(self.origin, keeps_image=False)
-        a, d = origin.arranged_signal(signal), self.origin.arranged_cotangent(derivative)
-        gathered = einsum(f"{self.origin.signal_order},{self.origin.cotangent_order}->bji", a, d)
-        return gathered.reshape(self.site.signal_shape)
+    def signals(self, signals: Any, derivatives: Any) -> Any:
+        """Σ_s a[n, b, s, i] d[n, b, s, j], arranged as the pooled site's signals; from arranged arrays."""
+        (part,) = parts([self.origin], [signals], [derivatives[None]])
+        found = gathered(part, self.origin.sizes[2:])
+        return jax.vmap(self.site.arranged_signal)(found.reshape(-1, *self.site.signal_shape))
 
 
 def pool_of(jaxpr: jex.Jaxpr, place: int, site: Site) -> Pool | None:

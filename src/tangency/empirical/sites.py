@@ -114,8 +114,10 @@ class Site:
 
     @property
     def signal_order(self) -> str:
-        """The roles of the axes of an arranged signal: "bs" for a lookup, else "bsi" or "bis" as it lies."""
-        return "bs" if self.is_lookup else _order(self.signal, "i")
+        """The roles of the axes of an arranged signal: "bs" for a lookup, "bis" for patches, else as it lies."""
+        if self.is_lookup:
+            return "bs"
+        return "bis" if self.window else _order(self.signal, "i")
 
     @property
     def cotangent_order(self) -> str:
