@@ -40,8 +40,9 @@ def empirical(
         method: "structured" contracts signals with signals and cotangents with cotangents at every use of a parameter
             and forms no Jacobian of it; "jacobian" forms them all; "products" takes a backward and a forward pass for
             each column. "auto" chooses between the first two for each parameter by counted operations, and the third
-            for all where it takes less than half of those; `print(kernel)` says what was chosen. The result is the
-            same up to rounding.
+            for all where it takes less than half of those; where the positions at which a parameter is used come
+            together again before entries mix, as in a global average pool, it forms one gradient for all outputs
+            ("pooled"). `print(kernel)` says what was chosen. The result is the same up to rounding.
         memory: bytes that may be used (default: what the device has free). Examples, outputs and entries of
             parameters are taken in blocks that fit, by our own count and by the compiler's. Inside `jit` everything is
             taken at once.
