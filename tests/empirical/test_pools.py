@@ -67,6 +67,15 @@ def residual(p, x):
     return jax.nn.relu(y + p["b"][:, None, None] * conv(p["u"], y)).mean((1, 2))
 
 
+def two_at_once(p, x):
+    return jax.nn.relu(conv(p["w"], x) + p["b"][:, None, None] * conv(p["e"], x)).mean((1, 2))
+
+
+def nested_jit(p, x):
+    pooled = jax.jit(lambda w: jax.nn.silu(conv(w, x)).mean((1, 2)))
+    return pooled(p["w"]) * pooled(p["e"])
+
+
 def with_itself(p, x):
     y = conv(p["w"], x)
     return (y * jnp.tanh(y) * jax.nn.sigmoid(y.mean((1, 2), keepdims=True)[:, 0, 0])[:, None, None]).mean((1, 2))
@@ -136,7 +145,7 @@ def in_a_loop(p, x):
 
 POOLED = [
     late_bias, in_two_steps, average_pool, maximum_pool, positions_first, turned, residual, squared, grouped, strided,
-    tokens, first_token, straight,
+    two_at_once, nested_jit, tokens, first_token, straight,
 ]  # fmt: skip
 APART = [with_itself, unscaled, softmax, used_again, twice, mixing_derivative, channels_merged, normalised, in_a_loop]
 
@@ -149,6 +158,7 @@ def parameters(rng):
         "b": (6,),
         "d": (6, 3),
         "g": (6, 1, 3, 3),
+        "e": (6, 3, 3, 3),
         "s": (3, 3, 3, 3),
         "v": (OUTPUTS, 6),
     }
@@ -173,7 +183,6 @@ def test_against_explicit_jacobians(features, outputs, parameters, rng):
     kernel = tg.empirical(network, parameters, outputs=outputs)
     for found, own in ((kernel(x), expected), (kernel(x, x[:3]), expected[:, :3])):
         np.testing.assert_allclose(found, own, rtol=1e-10, atol=1e-10 * np.abs(own).max())
-    leaf = {"residual": "u", "grouped": "g", "tokens": "d", "first_token": "d", "in_a_loop": "s"}.get(
-        features.__name__, "w"
-    )
-    assert ("pooled" in ways(kernel)[leaf]) == (features in POOLED), str(kernel)
+    own = {"residual": "u", "grouped": "g", "tokens": "d", "first_token": "d", "in_a_loop": "s"}
+    leaves = "we" if features in (two_at_once, nested_jit) else own.get(features.__name__, "w")
+    assert all(("pooled" in ways(kernel)[leaf]) == (features in POOLED) for leaf in leaves), str(kernel)

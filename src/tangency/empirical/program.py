@@ -98,7 +98,7 @@ class _Run:
         self.structured = structured
         self.probes = probes
         self.pools = dict(pools or {})
-        self.waiting: dict[jex.Var, tuple[int, Any]] = {}
+        self.waiting: dict[jex.Var, list[tuple[int, Any]]] = {}
         """The numbers and the probes of sites whose pools are yet to come, by what these will give."""
         self.sites: list[Site] = []
         self.signals: list[Any] = []
@@ -127,8 +127,7 @@ class _Run:
                 pool = pool_of(jaxpr.jaxpr, place, self.sites[before])
                 self.pools |= {} if pool is None else {before: pool}
             for variable in equation.outvars:
-                if variable in self.waiting:
-                    number, probe = self.waiting.pop(variable)
+                for number, probe in self.waiting.pop(variable, []):
                     derivative = self.pools[number].derivative({v: _value(a) for v, a in environment.items()})
                     self.signals[number] = self.signals[number], derivative
                     environment[variable] += probe
@@ -178,7 +177,7 @@ class _Run:
         probe = self.probes.pop(0)
         if number not in self.pools:
             return output + probe
-        self.waiting[self.pools[number].end] = number, probe
+        self.waiting.setdefault(self.pools[number].end, []).append((number, probe))
         return output
 
     def scan(self, equation: jex.JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
