@@ -1,12 +1,14 @@
 """Finite-width NTKs on one machine: structured contraction against Jacobian contraction and NTK-vector products.
 
     python benchmarks/empirical.py [--torch PYTHON] [--json FILE] [--only NAME ...] [--methods METHOD ...] [--large]
+        [--memory MIB]
 
 Each row is one network and method in float32, Θ averaged over its 10 outputs; all methods compile with the same program
 and agree (`differs`). `÷ auto` is a ratio of processor times, which a busy machine disturbs least, on a GPU
 of times by the clock. Repeated up to five times, or until `--patience` seconds have gone. `--torch` names the
 interpreter of an environment with PyTorch, whose `torch.func` then computes the same in a process of its own. `--large`
-measures one network of 25 million parameters with 1,000 outputs instead, 64 examples in 8 GiB.
+measures one network of 25 million parameters with 1,000 outputs instead, 64 examples in 8 GiB. `--memory` is what the
+kernel may use, parameters included.
 """
 
 import argparse
@@ -133,10 +135,10 @@ def large(key: Any) -> tuple[Any, Any, Any]:
 NETWORKS = {"MLP 3×1024": mlp, "CNN 4×64": cnn, "ResNet-18": resnet, "transformer 6×256": transformer}
 
 
-def measure(name: str, method: Any, patience: float) -> tuple[dict[str, Any], np.ndarray]:
+def measure(name: str, method: Any, patience: float, memory: int | None) -> tuple[dict[str, Any], np.ndarray]:
     call, parameters, shape = NETWORKS[name](jax.random.key(0))
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    kernel = empirical(call, parameters, method=method)
+    kernel = empirical(call, parameters, method=method, memory=memory)
     start = time.perf_counter()
     value = kernel(x)
     first = time.perf_counter() - start
@@ -180,12 +182,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=methods, default=methods)
     parser.add_argument("--patience", type=float, default=20.0)
     parser.add_argument("--torch")
+    parser.add_argument("--memory", type=float)
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     if arguments.large:
         run_large()
         return
+    memory = None if arguments.memory is None else int(arguments.memory * 2**20)
     rows: list[dict[str, Any]] = []
     print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}\n")
     print("| network | N | method | compile s | run s | cpu s | ÷ auto | MiB | differs |")
@@ -196,7 +200,7 @@ def main() -> None:
             if method == "torch.func":
                 row, value = by_torch(arguments.torch, name, arguments.patience), None
             else:
-                row, value = measure(name, method, arguments.patience)
+                row, value = measure(name, method, arguments.patience, memory)
             spent = row["cpu s" if jax.default_backend() == "cpu" else "run s"]
             reference = (spent, value) if reference is None else reference
             row["ratio"] = spent / reference[0]

@@ -120,6 +120,41 @@ def test_the_compiler_is_asked_what_a_block_takes(parameters, x, monkeypatch):
     assert (kernel.plan.block, kernel.plan.chunk) != (9, 6)
 
 
+def test_nothing_is_cut_or_refused_where_our_own_count_is_too_high(parameters, x, monkeypatch):
+    from tangency.empirical import plan
+
+    whole = tg.empirical(convolutional, parameters)
+    expected = whole(x)
+    enough = int(1.3 * (whole.plan.temporary + 9 * 9 * 8 + 8 * sum(array.size for array in parameters.values())))
+    own = plan._bytes
+    for factor in (1.0, 4.0):
+        monkeypatch.setattr(plan, "_bytes", lambda *given, factor=factor: factor * own(*given))
+        kernel = tg.empirical(convolutional, parameters, memory=enough)
+        close(kernel(x), expected, 1e-12)
+        assert (kernel.plan.block, kernel.plan.chunk, kernel.plan.products) == (9, 6, False)
+
+
+def test_the_smallest_block_is_tried_before_a_refusal():
+    """Half of what a block takes does not shrink with it."""
+    from tangency.empirical.plan import Plan, fitting
+
+    def plan_of(safety):
+        for block in (8, 4, 2, 1):
+            if safety * 100 * block <= 60:
+                return Plan(block, 1, False, safety * 100 * block)
+        raise MemoryLimitError("too large")
+
+    asked = []
+
+    def taken(plan):
+        asked.append(plan.block)
+        return {8: 640, 4: 350, 2: 100, 1: 60}[plan.block]
+
+    assert fitting(plan_of, taken, 60.0) == Plan(1, 1, False, 60) and asked == [8, 1]
+    with pytest.raises(MemoryLimitError):
+        fitting(plan_of, taken, 59.0)
+
+
 def test_what_cannot_fit_is_refused_with_the_numbers(parameters, x):
     with pytest.raises(MemoryLimitError, match=r"9 × 9 examples and 6 outputs needs .* GiB even for one pair"):
         tg.empirical(convolutional, parameters, memory=2_000)(x)

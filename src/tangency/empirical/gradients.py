@@ -186,5 +186,6 @@ def held(program: Program, parameters: Sequence[Any], n: int, m: int, k: int, pa
     for leaf in program.structured:
         own = [site for site in program.sites if site.leaf == leaf]
         found = cost(own, n, m, k, pairing, same)
-        most = max(most, found.positions_held if found.positions_first else found.whole_held)
+        patches = sides * sum(prod(site.signal_shape) for site in own if site.keeps_image)
+        most = max(most, patches + found.positions_held if found.positions_first else found.whole_held)
     return total + most

@@ -21,7 +21,7 @@ from .gradients import cheapest, contributions, cost, gradients
 from .model import Network
 from .operator import ProductMatrix
 from .pairs import Pairing, completed, transposed
-from .plan import Plan, Request, Traced, compiled_bytes, free_memory, planned, result_bytes
+from .plan import Plan, Request, Traced, compiled_bytes, fitting, free_memory, planned, result_bytes
 from .products import products
 from .program import opened
 
@@ -308,19 +308,16 @@ class EmpiricalKernel(Kernel):
         if key in self._plans:
             return self._plans[key]
         memory = self._memory if self._memory is not None else free_memory()
-        safety = 1.0
-        while True:
-            plan = planned(traced, self._method, request, memory, safety)
+        left = None if memory is None else memory - result_bytes(traced, request)
+
+        def taken(plan: Plan) -> int | None:
             a, b, c = min(plan.block, request.n), min(plan.block, request.m), min(plan.chunk, request.k)
             mirrored = request.same and a == request.n
             columns = x2[: request.m if plan.products else b]
             arguments = traced.parameters, traced.rest, x1[:a], columns, rows[:c], rows[:c]
-            taken = compiled_bytes(self._compiled(traced, leaf, mirrored, plan.products, arguments))
-            if memory is None or taken is None or taken + result_bytes(traced, request) <= memory:
-                break
-            safety *= max(1.25, taken / plan.temporary)
-        if taken is not None:
-            plan = replace(plan, temporary=taken)
+            return compiled_bytes(self._compiled(traced, leaf, mirrored, plan.products, arguments))
+
+        plan = fitting(lambda safety: planned(traced, self._method, request, memory, safety), taken, left)
         self._plans[key] = plan
         return plan
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
 
@@ -85,6 +86,46 @@ def planned(traced: Traced, method: str, request: Request, memory: int | None, s
         if memory is None or temporary + result_bytes(traced, request) <= _SHARE * memory:
             return Plan(block, request.k, True, temporary)
     raise _too_large(traced, request, memory, safety)
+
+
+OPTIMISM = 1 / 32
+"""Of our own count, which is for the worst case, what a program may take at best."""
+
+
+def fitting(plan_of: Callable[[float], Plan], taken: Callable[[Plan], int | None], memory: float | None) -> Plan:
+    """The plan that fits `memory` bytes by `taken`, the compiler's count; of `plan_of` times our own count.
+
+    Where our own count asks for blocks, larger ones are tried first, as it is often too high.
+
+    Raises:
+        MemoryLimitError: not even one pair of examples and one output at a time fit.
+    """
+    try:
+        safety = 1.0 if replace(plan_of(1.0), temporary=0.0) == plan_of(0.0) else OPTIMISM
+    except MemoryLimitError:
+        safety = OPTIMISM
+    smallest = False
+    while True:
+        try:
+            plan = plan_of(safety)
+        except MemoryLimitError:
+            # What was counted of a larger block may still be too high for the smallest.
+            if smallest or safety <= OPTIMISM:
+                raise
+            smallest, plan = True, _smallest(plan_of, safety)
+        count = taken(plan)
+        if count is None:
+            return plan_of(1.0)
+        if memory is None or count <= memory:
+            return replace(plan, temporary=count)
+        safety *= max(1.25, count / plan.temporary)
+
+
+def _smallest(plan_of: Callable[[float], Plan], safety: float) -> Plan:
+    while True:
+        safety *= 0.8
+        with suppress(MemoryLimitError):
+            return plan_of(safety)
 
 
 def free_memory() -> int | None:
