@@ -132,6 +132,11 @@ def test_nothing_is_cut_or_refused_where_our_own_count_is_too_high(parameters, x
         kernel = tg.empirical(convolutional, parameters, memory=enough)
         close(kernel(x), expected, 1e-12)
         assert (kernel.plan.block, kernel.plan.chunk, kernel.plan.products) == (9, 6, False)
+    monkeypatch.setattr(plan, "_bytes", lambda *given: 20 * own(*given))
+    monkeypatch.setattr(plan, "_products_bytes", lambda *_: 20 * enough)
+    close(
+        np.asarray(tg.empirical(convolutional, parameters, memory=enough).diagonal("ntk", x)), np.diag(expected), 1e-12
+    )
 
 
 def test_the_smallest_block_is_tried_before_a_refusal():

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import InputError, NonFiniteError
+from ..errors import InputError, MemoryLimitError, NonFiniteError
 from ..kernels.base import Kernel
 from ..kernels.operator import KernelOperator
 from ..types import Array, Inputs, Kind, Progress
@@ -94,11 +94,14 @@ class EmpiricalKernel(Kernel):
             return jnp.asarray(result) if isinstance(x, jax.Array) else result
 
     def _diagonal_block(self, x: Any) -> int:
-        """How many examples fit side by side with all their outputs; 0 if not even one does."""
+        """How many examples fit side by side with all their outputs; 0 if our own count allows not even one."""
         traced = self.traced(x)
         request = Request(1, 1, len(self.functionals(traced)), self._pairing(), True)
         memory = self._memory if self._memory is not None else free_memory()
-        plan = planned(traced, self._method, request, memory)
+        try:
+            plan = planned(traced, self._method, request, memory)
+        except MemoryLimitError:
+            return 0
         if plan.products or plan.chunk < request.k:
             return 0
         return len(x) if memory is None else max(1, min(len(x), int(memory / 2 // plan.temporary)))

@@ -69,7 +69,8 @@ def opened(jaxpr: jex.ClosedJaxpr, leaves: int, allowed: frozenset[int]) -> Prog
         replace(site, keeps_image=one and site.window is not None and not site.window.in_loop)
         for site, one in zip(run.sites, alone, strict=True)
     )
-    pools = {k: replace(pool, origin=sites[k]) for k, pool in run.pools.items() if alone[k]}
+    found = {k: pool_of(inside, place, sites[k]) for k, (inside, place) in run.places.items() if alone[k]}
+    pools = {k: pool for k, pool in found.items() if pool is not None}
     return Program(jaxpr, leaves, sites, structured & frozenset(uses), pools)
 
 
@@ -89,7 +90,7 @@ def _incompatible(sites: Sequence[Site]) -> frozenset[int]:
 
 
 class _Run:
-    """One pass over the program. With `probes=None` nothing is added, sites and pools behind them are only found.
+    """One pass over the program. With `probes=None` nothing is added, sites are only found.
 
     `pools` are those behind sites that are to be pooled.
     """
@@ -101,6 +102,8 @@ class _Run:
         self.waiting: dict[jex.Var, list[tuple[int, Any]]] = {}
         """The numbers and the probes of sites whose pools are yet to come, by what these will give."""
         self.sites: list[Site] = []
+        self.places: dict[int, tuple[jex.Jaxpr, int]] = {}
+        """In which program, and by which of its equations, a site is made that is in no loop."""
         self.signals: list[Any] = []
         self.taken: frozenset[int] = frozenset()
         """Leaves that were needed as they are."""
@@ -123,9 +126,8 @@ class _Run:
             before = len(self.sites)
             results = self.equation(equation, [read(atom) for atom in equation.invars])
             environment.update(zip(equation.outvars, results, strict=True))
-            if self.probes is None and len(self.sites) > before and is_site(equation):
-                pool = pool_of(jaxpr.jaxpr, place, self.sites[before])
-                self.pools |= {} if pool is None else {before: pool}
+            if len(self.sites) > before and is_site(equation):
+                self.places[before] = jaxpr.jaxpr, place
             for variable in equation.outvars:
                 for number, probe in self.waiting.pop(variable, []):
                     derivative = self.pools[number].derivative({v: _value(a) for v, a in environment.items()})

@@ -127,7 +127,7 @@ class Site:
     @property
     def signal_size(self) -> int:
         """How many numbers of an arranged signal are held."""
-        return prod(self.window.image) if self.window and self.keeps_image else prod(self.signal_shape)
+        return prod(self.window.image if self.window and self.keeps_image else self.signal_shape)
 
     def arranged_signal(self, signal: Any) -> Any:
         """One axis for each role of `signal_order`; a lookup's holds row numbers. An image where it is kept."""

@@ -17,7 +17,7 @@ def over_outputs(sum_of: Callable[[Any], Any], arrays: Any) -> Any:
     """`sum_of` arrays, or lists of arrays, [o, …], which is a sum over outputs o: on a CPU of one after the other.
 
     At once, XLA for the CPU would copy them, or fail: jaxlib 0.10.1 crashes on sums of products of an array with
-    itself. Elsewhere a loop would take longer than what is in it.
+    itself.
     """
     first = jax.tree.map(lambda array: array[:1], arrays)
     if jax.tree.leaves(first)[0].shape == jax.tree.leaves(arrays)[0].shape:
