@@ -7,6 +7,7 @@ import pytest
 from scipy.special import erfcx, owens_t
 
 from tangency import limit
+from tangency.fused.lookup import to_powers
 from tangency.fused.owen import BEND, CHEBYSHEV, mills, smooth_tail, table_of
 from tangency.limit.duals import Activation, pieces
 from tangency.limit.tabulate import MOST_LEVELS
@@ -221,6 +222,14 @@ def test_smooth_tails_against_owens_t():
         t, alpha = 2.0 * chi / (1.0 + chi**2), (1.0 - chi**2) / (2.0 * chi)
         found = smooth_tail(np.array([h]), s)[0] * t * np.exp(-0.5 * (h / t) ** 2) / (2.0 * np.pi)
         np.testing.assert_allclose(found, owens_t(h, np.inf) - owens_t(h, alpha), rtol=0.0, atol=2e-16)
+
+
+def test_chebyshev_polynomials_become_powers():
+    found, lanes = np.random.default_rng(0).normal(size=(12, 4)), 4
+    expected = np.stack([np.polynomial.chebyshev.cheb2poly(found[2:11, lane]) for lane in range(lanes)], axis=1)
+    expected = np.concatenate([found[:2], expected, found[11:]])
+    to_powers(found.reshape(-1), 2 * lanes, 9, lanes)
+    np.testing.assert_allclose(found, expected, rtol=0.0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", CHEBYSHEV)

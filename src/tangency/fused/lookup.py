@@ -104,6 +104,16 @@ def look_up(B, source, target, M, start, padded, H, place, terms, W, lanes, aim,
 
 
 @numba.njit(error_model="numpy")
+def to_powers(H, place, count, lanes):
+    """Coefficients of Chebyshev polynomials, H[place …], become those of powers, by T_k = 2 x T_(k−1) − T_(k−2)."""
+    for first in range(count - 1):
+        for k in range(count - 1, first + 1, -1):
+            for at in range(place + k * lanes, place + (k + 1) * lanes):
+                H[at - 2 * lanes] -= H[at]
+                H[at] *= 2
+
+
+@numba.njit(error_model="numpy")
 def level(B, place, cells, stride, lanes):
     """The most terms that one of the cells of a row needs, for all of them: then loops of equal length follow."""
     for lane in range(lanes):

@@ -14,9 +14,12 @@ from .polynomials import fit
 from .tables import Evaluated, Table
 
 CHEBYSHEV = {"float32": 18, "float64": 42}
-"""How many coefficients of g_h are used; a row has two other columns before them, Φ(−h) and φ(h)."""
+"""How many coefficients of g_h are used."""
 
-COLUMNS = {dtype: 2 + count for dtype, count in CHEBYSHEV.items()}
+BEFORE = 2
+"""Columns before them: Φ(−h) and φ(h)."""
+
+COLUMNS = {dtype: BEFORE + count for dtype, count in CHEBYSHEV.items()}
 assert all(count % GROUP == 0 for count in COLUMNS.values())
 
 _SAMPLES = 64
@@ -48,7 +51,13 @@ def table_of(threshold: float, order: int) -> Table:
     """
     settled = threshold > _FAR * 10.0 ** (DECADES[0] / 2)
     return Table(
-        0, 1, 1 + COLUMNS["float64"], lambda variances: _evaluated(threshold, order, variances), COLUMNS, settled
+        0,
+        1,
+        1 + COLUMNS["float64"],
+        lambda variances: _evaluated(threshold, order, variances),
+        COLUMNS,
+        settled,
+        BEFORE,
     )
 
 

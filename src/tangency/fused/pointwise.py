@@ -213,8 +213,13 @@ class Writer:
             f"{self.access.terms(slot, table) if rows else '0'}, W, {self.lanes}, {AIM[self.dtype]}, "
             f"{known[table].whole is not None}, {known[table].first}, {known[table].step})"
         )
-        if rows:
-            self.looked_up.append((slot, table))
+        if not rows:
+            return
+        self.looked_up.append((slot, table))
+        before = known[table].chebyshev
+        if before is not None:
+            count = f"{self.access.terms(slot, table)} - {before}"
+            self.lines.append(f"to_powers(H, {place} + {before * self.lanes}, {count}, {self.lanes})")
 
     def _number(self, number: str, c: str, local: int) -> str:
         if number == "variance":

@@ -11,7 +11,7 @@ Owen's formulas ("Tables for computing bivariate normal probabilities", 1956, eq
     P(X > h, Y > k) = D(h, m) + D(k, n),   D(h, m) = W t g_h(s), or Φ(−h) − W t g_h(s) where m < 0,
     t = hq/R,   s = (1 + h) q / (q + R + |m|),
 
-with g_h smooth on 0 ≤ s ≤ 1, a few Chebyshev polynomials whose coefficients are looked up for each example, and
+with g_h smooth on 0 ≤ s ≤ 1, a polynomial in 2s − 1 whose coefficients are looked up for each example, and
 
     E[δ(X − h) [Y > k]] = W M(|m|/q), or φ(h) − W M(|m|/q) where m < 0,
 
@@ -31,7 +31,7 @@ import numpy as np
 from numpy.polynomial import Polynomial
 
 from .error_function import MEAN
-from .owen import BEND, COLUMNS, mills
+from .owen import BEFORE, BEND, COLUMNS, mills
 from .program import PiecewiseLinear, PiecewiseQuadratic, Threshold, Truncated, tables
 
 if TYPE_CHECKING:
@@ -403,7 +403,7 @@ def _distances(piece: Writer, i: str, left: bool, right: bool) -> None:
 
 def _inverses(piece: Writer, i: str, sides: list[tuple[str, str, str]]) -> None:
     """1/(qR), R/q, the arguments of Mills' ratio and those of the smooth tails, by one division."""
-    bend, four = piece.constant(BEND), piece.constant(4.0)
+    bend, two = piece.constant(BEND), piece.constant(2.0)
     for offset in "mn":
         piece.define(f"size_{offset}", f"absolute(off_{offset}{i})")
         piece.define(f"below_{offset}", f"fma({bend}, size_{offset}, q)")
@@ -421,25 +421,22 @@ def _inverses(piece: Writer, i: str, sides: list[tuple[str, str, str]]) -> None:
     for side, level, _ in sides:
         others = "".join(f" * under_{other}" for other, _, _ in sides if other != side)
         inner = f"({piece.constant(1.0)} + {level}) * ((share * below){others})"
-        piece.define(f"x_{side}{i}", f"fma({four}, {inner}, {piece.constant(-2.0)})")
+        piece.define(f"x_{side}{i}", f"fma({two}, {inner}, {piece.constant(-1.0)})")
 
 
 def _smooth_tails(piece: Writer, chains: list[str]) -> None:
-    """g_h(s) for each side and sign, by Clenshaw's recurrence."""
-    zero, half = piece.constant(0.0), piece.constant(0.5)
-    here, before = "u", "v"
+    """g_h(s) for each side and sign: even and odd powers apart, whose sums do not wait for each other."""
     for chain in chains:
-        piece.define(f"{here}_{chain}", zero)
-        piece.define(f"{before}_{chain}", zero)
-    for column in range(COLUMNS[piece.dtype] - 1, 1, -1):
+        piece.define(f"square_{chain}", f"x_{chain} * x_{chain}")
+    end = COLUMNS[piece.dtype]
+    for column in range(end - 1, BEFORE - 1, -1):
         for side in dict.fromkeys(chain[0] for chain in chains):
             piece.define(f"c_{side}", piece.coefficient(side, f"row_{side}", column))
         for chain in chains:
-            x = f"x_{chain}" if column > 2 else f"({half} * x_{chain})"
-            piece.define(f"{before}_{chain}", f"fma({x}, {here}_{chain}, c_{chain[0]} - {before}_{chain})")
-        here, before = before, here
+            total, c = f"{'odd' if column % 2 else 'even'}_{chain}", f"c_{chain[0]}"
+            piece.define(total, c if column >= end - 2 else f"fma({total}, square_{chain}, {c})")
     for chain in chains:
-        piece.define(f"g_{chain}", f"{here}_{chain}")
+        piece.define(f"g_{chain}", f"fma(odd_{chain}, x_{chain}, even_{chain})")
 
 
 def _exponential(piece: Writer, i: str, x: str) -> None:

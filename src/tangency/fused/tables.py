@@ -69,6 +69,8 @@ class Table:
         evaluate: finds them at many variances, when they are first needed.
         whole: for coefficients that are not those of a power series, or not only (see `kinks` and `owen`), how many
             columns are looked up in each precision.
+        chebyshev: if the last of these are coefficients of Chebyshev polynomials, how many others are before them; in
+            H they are those of powers.
         settled: whether below the smallest variance that is tabulated all numbers are as they are there.
     """
 
@@ -78,6 +80,7 @@ class Table:
     evaluate: Callable[[np.ndarray], Evaluated]
     whole: Mapping[str, int] | None = None
     settled: bool = False
+    chebyshev: int | None = None
 
     @property
     def padded(self) -> int:
