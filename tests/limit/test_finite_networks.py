@@ -225,6 +225,22 @@ def random_scales_and_shifts(n: int) -> Network:
     return Network(hidden, {"w": weight(n, FEATURES), "m": weight(n, n)} | entries, n)
 
 
+def norms_of_a_depthwise_convolution_and_of_an_average(n: int) -> Network:
+    """Signals that are no Gaussians, their features along the first axis and three positions along the second."""
+
+    def normalised(h: Any, scale: Any) -> Any:
+        return jax.vmap(lambda column: layer_norm(column, scale), 1, 1)(h)
+
+    def hidden(p: Any, x: Any) -> Any:
+        h = jax.nn.relu(p["w"] @ x.reshape(3, 2).T)
+        y = jax.lax.conv_general_dilated(h[None], p["d"], (1,), "SAME", feature_group_count=n)[0]
+        h = h + p["m"] @ normalised(y, p["scale"])
+        return layer_norm(h.mean(1))
+
+    entries = {"d": weight(n, 1, 3), "scale": Entries((n,), 0.0, 1.2)}
+    return Network(hidden, {"w": weight(n, 2), "m": weight(n, n)} | entries, n)
+
+
 NETWORKS = [
     (relu_mlp_with_biases, 300),
     (uniform_hidden_weights, 200),
@@ -238,6 +254,7 @@ NETWORKS = [
     (correlated_branches, 200),
     (gate_by_an_average, 200),
     (random_scales_and_shifts, 420),
+    (norms_of_a_depthwise_convolution_and_of_an_average, 260),
 ]
 
 

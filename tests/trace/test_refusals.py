@@ -224,8 +224,8 @@ CASES = [
     (heads, "different laws", {}),
     (max_pooling, "no rule for it", {}),
     (rounded, "no rule for it", {}),
-    (squared_average, "'mul' .* linear map of activations", {"w": (16, 2), "v": (2, 16)}),
-    (average_beside_activations, "product of 4 correlated Gaussians", {"w": (16, 2), "v": (2, 16)}),
+    (squared_average, "only its second moments have a rule", {"w": (16, 2), "v": (2, 16)}),
+    (average_beside_activations, "only its second moments have a rule", {"w": (16, 2), "v": (2, 16)}),
     (without_entries, r"of shape \(1, 16, 0\), is empty", {"w": (16, 1, 3), "u": (16, 16, 3), "v": (2, 16)}),
 ]
 
@@ -387,6 +387,11 @@ def test_examples_that_meet_in_a_batch_are_refused():
         network(lambda p, x: jax.nn.relu((x - x.mean(0, keepdims=True)) @ p["w"].T) @ p["v"].T, batched=True)(
             np.ones((2, 4))
         )
+
+
+def test_axes_counted_without_that_of_the_examples_are_refused():
+    with pytest.raises(UnsupportedModelError, match=r"one example in a batch gives an output of shape \(3, 2\), two"):
+        network(lambda p, x: jax.nn.relu(x.mean(0) @ p["w"].T) @ p["v"].T, batched=True)(np.ones((2, 3, 4)))
 
 
 def test_a_far_kink_is_seen():

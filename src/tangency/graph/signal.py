@@ -403,7 +403,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class Term:
-    """coefficient · Π φ_i(leaf_i); the leaves, or their axes, differ.
+    """coefficient · Π φ_i(leaf_i); the leaves, or their axes, differ, but for squares of maps of activations.
 
     The coefficient is a number, of shape `()`, or an array of shape (*positions, width), with length 1 along every axis
     where it is constant.
@@ -432,17 +432,18 @@ class Term:
 
 def is_degenerate(leaf: Leaf) -> bool:
     """Whether a leaf is a parameter of zero variance."""
-    base = _base(leaf)
+    base = base_of(leaf)
     return isinstance(base, ParameterLeaf) and base.degenerate
 
 
 def is_noise(leaf: Leaf) -> bool:
     """Whether a leaf is drawn anew for each example, as dropout's masks are."""
-    base = _base(leaf)
+    base = base_of(leaf)
     return isinstance(base, ParameterLeaf) and base.parameter.noise
 
 
-def _base(leaf: Leaf) -> Leaf:
+def base_of(leaf: Leaf) -> Leaf:
+    """What a leaf is a view of, or itself."""
     while isinstance(leaf, ViewLeaf):
         leaf = leaf.leaf
     return leaf

@@ -139,7 +139,7 @@ class Expectations:
             if not all(p.leaf.gaussian or p.function.is_identity for p in (f, g)):
                 if self.recursion.graph.sampling is not None:
                     return joint.expectation(self.recursion, placed)
-                raise _too_many(len(placed), [f.leaf, g.leaf])
+                raise _not_gaussian(next(p.leaf for p in (f, g) if not p.leaf.gaussian))
             return self.recursion.query("K", self.whole([f]), self.whole([g]))
         self.recursion.uses.append(DualUse(f.anywhere(), g.anywhere()))
         operands = [
@@ -211,7 +211,7 @@ class Expectations:
                 return self._plain(places)
             return None if len(places) % 2 else self._even_power(first, len(places))
         if not first.leaf.gaussian:
-            raise _too_many(len(places), [first.leaf])
+            raise _not_gaussian(first.leaf)
         variance = self.recursion.variance(*first.variable)
         if len(places) == 1:
             return self._branch(("mean", first.function.program), first, None, [variance])
@@ -225,7 +225,7 @@ class Expectations:
             return self.mean(*places[0].variable)
         if len(places) == 2:
             return self.recursion.query("K", places[0].variable, places[1].variable)
-        raise _too_many(len(places), [places[0].leaf])
+        raise _not_gaussian(places[0].leaf)
 
     def mean(self, leaf: Leaf, side: int, labels: Labels) -> Field | None:
         """E[leaf]: zero but for linear maps of signals that have a mean."""
@@ -319,6 +319,16 @@ def _too_many(count: int, leaves: Sequence[Leaf]) -> UnsupportedModelError:
         advice="Put a dense layer between the branches, or ask for quasi-Monte-Carlo: tangency.limit(..., "
         "numerical=True)",
         source=next((leaf.source for leaf in leaves if leaf.source), None),
+    )
+
+
+def _not_gaussian(leaf: Leaf) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        "a nonlinear function of a linear map of activations (a pooled or depthwise signal)",
+        reason="it is not Gaussian: only its second moments have a rule, which a norm or a dense layer takes of it",
+        advice="Put a dense layer or a full convolution before the function, or ask for quasi-Monte-Carlo: "
+        "tangency.limit(..., numerical=True)",
+        source=leaf.source,
     )
 
 

@@ -6,6 +6,7 @@ leaf are composed. A parameter of zero variance is kept to first order, which is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -27,7 +28,10 @@ from ..graph.signal import (
     SumLeaf,
     Term,
     ViewLeaf,
+    WeightLeaf,
+    base_of,
     is_degenerate,
+    is_noise,
     of_leaf,
 )
 from . import known as kn
@@ -76,7 +80,7 @@ class Algebra:
         several = _is_joint(a) or _is_joint(b) or repeated is not None
         if self.joint is not None and several and _is_random(a) and _is_random(b):
             return self.joint(kn.MULTIPLY, (a, b), source)
-        if repeated is not None:
+        if repeated is not None and not _squares_maps(a, b):
             raise _not_gaussian(kn.MULTIPLY, repeated, source)
         terms = [product for s in a.terms for t in b.terms for product in _product(s, t)]
         return self.normal(a, terms, source)
@@ -206,21 +210,23 @@ def _product(s: Term, t: Term) -> list[Term]:
     shared = {leaf for leaf in s.leaves if leaf in t.leaves}
     if any(is_degenerate(leaf) for leaf in shared):
         return []
-    functions = {factor.place: factor.function for factor in s.factors}
+    functions = {factor.place: factor.function for factor in s.factors if factor.leaf.gaussian}
     for factor in t.factors:
-        known = functions.get(factor.place)
-        functions[factor.place] = (
-            factor.function if known is None else compose_program(kn.MULTIPLY, (known, factor.function))
-        )
-    factors = tuple(Factor(function, *place) for place, function in functions.items())
-    return [Term(kn.multiply(s.coefficient, t.coefficient), factors)]
+        if factor.leaf.gaussian:
+            known = functions.get(factor.place)
+            functions[factor.place] = (
+                factor.function if known is None else compose_program(kn.MULTIPLY, (known, factor.function))
+            )
+    factors = [Factor(function, *place) for place, function in functions.items()]
+    others = [factor for factor in (*s.factors, *t.factors) if not factor.leaf.gaussian]
+    return [Term(kn.multiply(s.coefficient, t.coefficient), (*factors, *others))]
 
 
 def _merge_equal(terms: Sequence[Term]) -> list[Term]:
     """Terms with the same factors become one."""
-    merged: dict[frozenset[Factor], Term] = {}
+    merged: dict[frozenset[tuple[Factor, int]], Term] = {}
     for term in terms:
-        key = frozenset(term.factors)
+        key = frozenset(Counter(term.factors).items())
         if key in merged:
             term = Term(kn.add(merged[key].coefficient, term.coefficient), term.factors)
         merged[key] = term
@@ -293,6 +299,20 @@ def _repeated(a: Segment, b: Segment) -> Leaf | None:
     """A random leaf that is no Gaussian and a factor of both at the same place: their product is not linear in it."""
     shared = set(_places([a])) & set(_places([b]))
     return next((leaf for leaf, _ in shared if not leaf.gaussian), None)
+
+
+def _squares_maps(a: Segment, b: Segment) -> bool:
+    """Whether what is no Gaussian in both are maps of activations, at most once in each term: their second moments,
+    which is what a norm takes of them, have a rule.
+    """
+    for leaf, _ in set(_places([a])) & set(_places([b])):
+        if leaf.gaussian:
+            continue
+        base = base_of(leaf)
+        if not isinstance(base, LinearLeaf | WeightLeaf) or is_noise(leaf) or _only_parameters(base):
+            return False
+    counts = (Counter(factor.place for factor in term.factors) for segment in (a, b) for term in segment.terms)
+    return all(count == 1 for found in counts for count in found.values())
 
 
 def _places(operands: Sequence[Segment | Known]) -> list[Place]:

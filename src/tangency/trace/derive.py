@@ -157,9 +157,16 @@ def _refuse_mixed_batch(call: Any, shape: tuple[int, ...], dtype: Any) -> None:
     rng = np.random.default_rng(1)
     integers = jnp.issubdtype(dtype, jnp.integer)
     x = jnp.asarray(rng.integers(0, 2, (2, *shape)) if integers else rng.standard_normal((2, *shape)), dtype)
-    alone = np.concatenate([np.asarray(call(x[:1])), np.asarray(call(x[1:]))])
+    alone = [np.asarray(call(one)) for one in (x[:1], x[1:])]
     together = np.asarray(call(x))
-    if not np.allclose(alone, together, rtol=1e-4, atol=1e-6, equal_nan=True):
+    if alone[0].shape[:1] != (1,) or together.shape != (2, *alone[0].shape[1:]):
+        raise UnsupportedModelError(
+            "the batch axis",
+            reason=f"one example in a batch gives an output of shape {alone[0].shape}, two give {together.shape}; the "
+            "first axis should be that of the examples",
+            advice="Count the model's axes from that of the examples, x.mean((1, 2)), or from the last one",
+        )
+    if not np.allclose(np.concatenate(alone), together, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise UnsupportedModelError(
             "the batch axis",
             reason="the output for one example depends on the others in the batch, so there is no kernel on pairs",

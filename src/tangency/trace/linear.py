@@ -257,8 +257,8 @@ def _as_array(value: Known, layout: Layout, gone: set[Width]) -> Known:
 
 def _has_zero_mean(term: Term) -> bool:
     """Whether some factor is a bare leaf of mean zero that no other factor is correlated with."""
-    for factor in term.factors:
-        others = [other.leaf for other in term.factors if other is not factor]
+    for k, factor in enumerate(term.factors):
+        others = [other.leaf for other in (*term.factors[:k], *term.factors[k + 1 :])]
         apart = all(factor.leaf.roots.isdisjoint(leaf.roots) for leaf in others)
         if factor.function.is_identity and apart and _is_centred(factor.leaf):
             return True

@@ -55,8 +55,9 @@ def nonlinear(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
 
     def act(operands: Sequence[Segment | Known]) -> Segment:
         first = operands[0]
-        if squared and isinstance(first, Segment) and len(first.terms) > 1:
-            return interpreter.algebra.multiply(first, first, equation.source)
+        algebra = interpreter.algebra
+        if squared and isinstance(first, Segment) and (len(first.terms) > 1 or not algebra.one_gaussian([first])):
+            return algebra.multiply(first, first, equation.source)
         return interpreter.algebra.compose(operation_of(equation), operands, equation.source)
 
     return elementwise(interpreter, equation, act)
