@@ -164,6 +164,17 @@ def pooled_then_nonlinear(n: int) -> Network:
     return Network(hidden, {"w": dense(n, FEATURES, 3)}, n)
 
 
+def depthwise_then_nonlinear(n: int) -> Network:
+    """As in MobileNet: each channel has a filter of its own, whose numbers stay random."""
+
+    def hidden(p: Any, x: Any) -> Any:
+        h = jax.nn.relu(p["w"] @ x.T)[None]
+        h = jax.lax.conv_general_dilated(h, p["d"], (2,), [(1, 1)], feature_group_count=n)[0]
+        return jnp.mean(jnp.tanh(h + p["b"][:, None]), axis=1)
+
+    return Network(hidden, {"w": dense(n, FEATURES), "d": dense(n, 1, 3), "b": Entries((n,), 0.0)}, n)
+
+
 def softmax_over_places(n: int) -> Network:
     """Each feature weighs places by a softmax of its own."""
 
@@ -181,9 +192,10 @@ def softmax_over_places(n: int) -> Network:
         (residual(512), (FEATURES,), 250),
         (gated(512), (2, FEATURES), 100),
         (pooled_then_nonlinear(2048), (4, FEATURES), 50),
+        (depthwise_then_nonlinear(2048), (4, FEATURES), 60),
         (softmax_over_places(512), (3, FEATURES), 100),
     ],
-    ids=["max-pool", "residual", "gated", "pooled", "softmax"],
+    ids=["max-pool", "residual", "gated", "pooled", "depthwise", "softmax"],
 )
 def test_finite_networks(network: Network, shape: tuple[int, ...], draws: int) -> None:
     check_drawn(network, examples(*shape), draws)

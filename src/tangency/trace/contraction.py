@@ -27,6 +27,7 @@ from ..graph.space import Window
 from . import known as kn
 from .algebra import MADE_ADVICE, made_from_parameters
 from .align import align, as_signal, check_parts
+from .depthwise import by_taps, is_depthwise
 from .interpreter import Equation, Interpreter, rule, width_leaves
 from .linear import known_product, summed
 from .rules import all_known, default
@@ -280,6 +281,8 @@ def convolve(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
     check_parts(equation, (other,))
     if p["batch_group_count"] != 1:
         raise equation.refuse("it convolves groups of the batch", "Call the model on one example at a time")
+    if interpreter.numerical and is_depthwise(equation):
+        return interpreter.run(by_taps(equation), equation.operands, equation.source)
     numbers, groups = p["dimension_numbers"], p["feature_group_count"]
     lhs, rhs, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
     _check_weight(equation, view, range(len(view.shape)))
