@@ -254,7 +254,7 @@ NETWORKS = [
     (correlated_branches, 200),
     (gate_by_an_average, 200),
     (random_scales_and_shifts, 420),
-    (norms_of_a_depthwise_convolution_and_of_an_average, 260),
+    (norms_of_a_depthwise_convolution_and_of_an_average, 350),
 ]
 
 
