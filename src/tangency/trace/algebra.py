@@ -31,7 +31,6 @@ from ..graph.signal import (
     WeightLeaf,
     base_of,
     is_degenerate,
-    is_noise,
     of_leaf,
 )
 from . import known as kn
@@ -309,7 +308,7 @@ def _squares_maps(a: Segment, b: Segment) -> bool:
         if leaf.gaussian:
             continue
         base = base_of(leaf)
-        if not isinstance(base, LinearLeaf | WeightLeaf) or is_noise(leaf) or _only_parameters(base):
+        if not isinstance(base, LinearLeaf | WeightLeaf) or _only_parameters(base):
             return False
     counts = (Counter(factor.place for factor in term.factors) for segment in (a, b) for term in segment.terms)
     return all(count == 1 for found in counts for count in found.values())

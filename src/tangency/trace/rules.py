@@ -58,7 +58,7 @@ def nonlinear(interpreter: Interpreter, equation: Equation) -> Sequence[Value]:
         algebra = interpreter.algebra
         if squared and isinstance(first, Segment) and (len(first.terms) > 1 or not algebra.one_gaussian([first])):
             return algebra.multiply(first, first, equation.source)
-        return interpreter.algebra.compose(operation_of(equation), operands, equation.source)
+        return algebra.compose(operation_of(equation), operands, equation.source)
 
     return elementwise(interpreter, equation, act)
 
