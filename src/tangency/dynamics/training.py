@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from ..empirical.model import Network
+from ..trace.convolutions import arranged
 
 BLOW_UP = 1e4
 """Growth of the loss beyond its start that counts as divergence; the transient growth of a catapult stays below."""
@@ -40,7 +41,7 @@ class Training:
         per_parameter = optax.stateless(lambda updates, _: jax.tree.map(lambda r, u: r * u, list(rates), updates))
         self._optimiser = optax.chain(per_parameter, optax.sgd(rate))
         self._linearised = linearised
-        self._advance = jax.jit(self._advanced)
+        self._advance = jax.jit(arranged(self._advanced))
 
     def __call__(self, network: Network, recorded: np.ndarray, after: Callable[[int, Any], None]) -> Trained:
         """From the parameters of this network, which differs from the first in values alone.

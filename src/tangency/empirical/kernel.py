@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import InputError, MemoryLimitError, NonFiniteError
 from ..kernels.base import Kernel
 from ..kernels.operator import KernelOperator
+from ..trace.convolutions import arranged
 from ..types import Array, Inputs, Kind, Progress
 from .gradients import cheapest, contributions, cost, gradients
 from .model import Network
@@ -80,7 +81,7 @@ class EmpiricalKernel(Kernel):
         if kind != "ntk":
             raise InputError(f"kind: a finite network has an NTK only, got {kind!r}")
         examples = _examples(x, "x")
-        single = jax.jit(jax.vmap(lambda example: self._total(example[None], None, None, None)[0, 0]))
+        single = jax.jit(arranged(jax.vmap(lambda example: self._total(example[None], None, None, None)[0, 0])))
         if _is_tracer(examples):
             return single(examples)
         with _precision(examples):
@@ -276,7 +277,7 @@ class EmpiricalKernel(Kernel):
         n, m = len(x1), len(other)
         if _is_tracer(x1) or _is_tracer(other):
             mirrored = x2 is None and rows1 is rows2
-            call = jax.jit(self._block_of(traced, leaf, mirrored, self._method == "products"))
+            call = jax.jit(arranged(self._block_of(traced, leaf, mirrored, self._method == "products")))
             result = call(traced.parameters, traced.rest, x1, other, rows1, rows2)
             return completed(result, pairing, jnp) if x2 is None else result
         plan = self._planned(traced, x1, other, rows1, Request(n, m, k, pairing, x2 is None), leaf)
@@ -332,7 +333,7 @@ class EmpiricalKernel(Kernel):
         key = (id(traced.program), leaf, mirrored, by_products, shapes)
         if key not in self._blocks:
             function = self._block_of(traced, leaf, mirrored, by_products)
-            self._blocks[key] = jax.jit(function).lower(*arguments).compile()
+            self._blocks[key] = jax.jit(arranged(function)).lower(*arguments).compile()
         return self._blocks[key]
 
     def _block_of(self, traced: Traced, leaf: int | None, mirrored: bool, by_products: bool) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import InputError, MemoryLimitError
 from ..kernels.operator import Matrix, Rows
 from ..kernels.tile_matrix import concrete, same_rows, stacked
+from ..trace.convolutions import arranged
 from .gradients import output_vector
 from .plan import Traced, free_memory, numbers_made
 from .program import Program
@@ -202,7 +203,11 @@ class ProductMatrix:
     @cached_property
     def _compiled(self) -> Callable[..., Any]:
         _, passes = self._passes(self._x1)
-        return jax.jit(passes.product, static_argnames=("examples", "together"))
+
+        def product(*arguments: Any, examples: int, together: int) -> Any:
+            return arranged(partial(passes.product, examples=examples, together=together))(*arguments)
+
+        return jax.jit(product, static_argnames=("examples", "together"))
 
     def product(self, v: np.ndarray) -> np.ndarray:
         first = concrete(self._x1)
@@ -221,7 +226,7 @@ class ProductMatrix:
         first = jnp.asarray(self._x1)
         second = first if self.symmetric else jnp.asarray(self._x2)
         traced, passes = self._passes(first)
-        product = partial(passes.product, **self._sizes(traced, passes, 1))
+        product = arranged(partial(passes.product, **self._sizes(traced, passes, 1)))
         return product(traced.parameters, traced.rest, first, second, v.reshape(len(second), -1, 1)).reshape(-1)
 
     def block(self, rows: Rows, columns: Rows) -> np.ndarray:

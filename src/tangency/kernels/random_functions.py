@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from ..errors import InputError, NonFiniteError
+from ..trace.convolutions import arranged
 from ..types import Array, Inputs, Kind, Progress
 from .base import Kernel
 from .function import of_kind
@@ -51,7 +52,7 @@ class RandomFunctions(Kernel):
             raise InputError(f'outputs: expected "mean" or "full", got {outputs!r}')
         self.draw, self.count, self.outputs = draw, int(count), outputs
         self._keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(self.count))
-        self._values = jax.jit(lambda keys, x: jax.vmap(lambda key: jax.vmap(draw(key))(x), out_axes=1)(keys))
+        self._values = jax.jit(arranged(lambda keys, x: jax.vmap(lambda key: jax.vmap(draw(key))(x), out_axes=1)(keys)))
 
     @classmethod
     def fourier(
