@@ -1,14 +1,15 @@
 """Finite-width NTKs on one machine: structured contraction against Jacobian contraction and NTK-vector products.
 
     python benchmarks/empirical.py [--torch PYTHON] [--json FILE] [--only NAME ...] [--methods METHOD ...] [--large]
-        [--memory MIB]
+        [--memory MIB] [--operator]
 
 Each row is one network and method in float32, Θ averaged over its 10 outputs; all methods compile with the same program
 and agree (`differs`). `÷ auto` is a ratio of processor times, which a busy machine disturbs least, on a GPU
 of times by the clock. Repeated up to five times, or until `--patience` seconds have gone. `--torch` names the
 interpreter of an environment with PyTorch, whose `torch.func` then computes the same in a process of its own. `--large`
 measures one network of 25 million parameters with 1,000 outputs instead, 64 examples in 8 GiB. `--memory` is what the
-kernel may use, parameters included.
+kernel may use, parameters included. `--operator` measures products of Θ over all outputs with vectors instead, in units
+of one backward and one forward pass, written with `jax.vjp` and `jax.jvp` and compiled for all examples.
 """
 
 import argparse
@@ -175,6 +176,41 @@ def run_large() -> None:
     print(kernel)
 
 
+def run_operator(names: list[str]) -> None:
+    print("| network | N | vectors | s | ÷ passes, a vector |")
+    print("|---|--:|--:|--:|--:|")
+    for name in names:
+        call, parameters, shape = NETWORKS[name](jax.random.key(0))
+        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+        @jax.jit
+        def passes(parameters: Any, x: Any, v: Any, call: Any = call) -> Any:
+            def outputs(p: Any) -> Any:
+                return jax.vmap(lambda example: call(p, example))(x)
+
+            (direction,) = jax.vjp(outputs, parameters)[1](v)
+            return jax.jvp(outputs, (parameters,), (direction,))[1]
+
+        operator = empirical(call, parameters, outputs="full").operator(x)
+        v = np.ones((shape[0], 10), np.float32)
+        alone = seconds(lambda passes=passes, p=parameters, x=x, v=v: jax.block_until_ready(passes(p, x, v)))
+        for q in (1, 16):
+            vectors = np.repeat(v.reshape(-1, 1), q, axis=1)
+            own = seconds(lambda operator=operator, vectors=vectors: operator.matmat(vectors))
+            print(f"| {name} | {shape[0]} | {q} | {own:.3f} | {own / q / alone:.2f} |", flush=True)
+
+
+def seconds(function: Any) -> float:
+    """The median of five times by the clock, after a first call."""
+    function()
+    found = []
+    for _ in range(5):
+        start = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
@@ -184,8 +220,12 @@ def main() -> None:
     parser.add_argument("--torch")
     parser.add_argument("--memory", type=float)
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--operator", action="store_true")
     parser.add_argument("--json")
     arguments = parser.parse_args()
+    if arguments.operator:
+        run_operator(arguments.only)
+        return
     if arguments.large:
         run_large()
         return
