@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.extend import core as jex
 
+from tangency import empirical
+from tangency.dynamics.training import Training
+from tangency.empirical.model import opened
+from tangency.kernels import RandomFunctions
 from tangency.trace.convolutions import arranged
+from tests.slow_convolutions import slow
 
 SAME = {"window_strides": (1, 1), "padding": "SAME"}
 GEOMETRIES = {
@@ -49,23 +53,6 @@ GEOMETRIES = {
         SAME | {"dimension_numbers": ("HCWN", "OHWI", "WNCH")},
     ),
 }
-
-
-def slow(program):
-    """The convolutions of a program, those in loops too, that are not of one group on `[n, positions, c]`."""
-    found = []
-    for equation in program.jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            rank = equation.invars[0].aval.ndim
-            last, p = (0, rank - 1, *range(1, rank - 1)), equation.params
-            order = tuple(p["dimension_numbers"])
-            groups = p["feature_group_count"], p["batch_group_count"]
-            if order != (last, (rank - 1, rank - 2, *range(rank - 2)), last) or groups != (1, 1):
-                found.append(equation)
-        for leaf in jax.tree.leaves(list(equation.params.values())):
-            if isinstance(leaf, jex.ClosedJaxpr | jex.Jaxpr):
-                found += slow(leaf if isinstance(leaf, jex.ClosedJaxpr) else jex.ClosedJaxpr(leaf, ()))
-    return found
 
 
 def check(function, *arguments, tolerance=1e-13):
@@ -203,3 +190,32 @@ def test_other_devices_have_the_function_itself(rng, monkeypatch):
     x, w = drawn(rng, (2, 3, 6, 5), (3, 3, 3, 3))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert str(jax.make_jaxpr(arranged(layer))(x, w)) == str(jax.make_jaxpr(layer)(x, w))
+
+
+def network(parameters, x):
+    first, second, readout = parameters
+    return readout @ layer(layer(x[None], first), second)[0].mean((1, 2))
+
+
+def test_computations_that_loop_have_no_slow_ones(rng):
+    parameters = drawn(rng, (4, 3, 3, 3), (4, 4, 3, 3), (2, 4))
+    x, y = drawn(rng, (5, 3, 6, 5), (5, 2))
+    for outputs in ("mean", "full"):
+        operator = empirical(network, parameters, outputs=outputs, memory=2**18).operator(x)
+        product = operator.as_lineax().mv
+        v = jnp.ones(operator.shape[1])
+        assert not slow(jax.make_jaxpr(product)(v))
+        np.testing.assert_allclose(product(v), operator.to_dense() @ v, rtol=1e-10)
+    for method in ("auto", "structured", "jacobian", "products"):
+        assert not slow(jax.make_jaxpr(empirical(network, parameters, method=method))(x))
+
+    def draw(key):
+        w = jax.random.normal(key, (4, 3, 3, 3))
+        return lambda example: layer(layer(example[None], w), parameters[1]).mean()
+
+    assert not slow(jax.make_jaxpr(RandomFunctions(draw, 3, key=jax.random.key(0)))(x))
+    made = opened(network, parameters)
+    training = Training(made, x, y, 0.1)
+    values = list(made.parameters)
+    start = values, training._optimiser.init(values), jnp.asarray(-1), made.state
+    assert not slow(jax.make_jaxpr(training._advance)(*start, 1e9, 0, 3))
