@@ -7,7 +7,7 @@ once and their gradients, are never brought into it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from math import prod
 from typing import Any
@@ -111,20 +111,17 @@ class _Convolution:
         self._features, self._batches = params["feature_group_count"], params["batch_group_count"]
 
     def __call__(self, signal: Any, kernel: Any) -> Any:
-        numbers = self._params["dimension_numbers"]
-        (n, c, *positions), (o, i, *taps) = numbers.lhs_spec, numbers.rhs_spec
-        signal, kernel = jnp.transpose(signal, (n, *positions, c)), jnp.transpose(kernel, (*taps, i, o))
+        signal, kernel = channels_last(signal, kernel, self._params)
         *sizes, into, out = kernel.shape
         wide = kernel.dtype in (jnp.float32, jnp.float64)
         if self._features == into * self._features == out and wide and prod(sizes) <= _TAPS:
-            found = self._by_taps(signal, kernel)
+            dtype = self._params["preferred_element_type"] or signal.dtype
+            found = over_taps(signal.astype(dtype), kernel.astype(dtype), self._params)
         elif self._features > 1 or self._batches > 1:
             found = self._by_groups(signal, kernel)
         else:
             found = self._plain(signal, kernel)
-        places = (0, found.ndim - 1, *range(1, found.ndim - 1))
-        order = [places[numbers.out_spec.index(axis)] for axis in range(found.ndim)]
-        return jnp.transpose(found, order)
+        return in_own_order(found, self._params)
 
     def _plain(self, signal: Any, kernel: Any) -> Any:
         rank = signal.ndim
@@ -151,25 +148,40 @@ class _Convolution:
         found = jnp.moveaxis(found, 0, -2)
         return found.reshape(*found.shape[:-2], -1)
 
-    def _by_taps(self, signal: Any, kernel: Any) -> Any:
-        """Of a depthwise convolution: Σ over taps of the shifted signal times one number for each entry."""
-        p = self._params
-        *taps, _, channels = kernel.shape
-        signal = signal.astype(p["preferred_element_type"] or signal.dtype)
-        inner = [(*pad, dilation - 1) for pad, dilation in zip(p["padding"], p["lhs_dilation"], strict=True)]
-        padded = jax.lax.pad(signal, jnp.zeros((), signal.dtype), [(0, 0, 0), *inner, (0, 0, 0)])
-        strides, steps = p["window_strides"], p["rhs_dilation"]
-        total: Any = None
-        for tap in product(*map(range, taps)):
-            starts = [index * step for index, step in zip(tap, steps, strict=True)]
-            ends = [
-                start + size - (taps[axis] - 1) * steps[axis]
-                for axis, (start, size) in enumerate(zip(starts, padded.shape[1:-1], strict=True))
-            ]
-            shifted = jax.lax.slice(padded, (0, *starts, 0), (len(padded), *ends, channels), (1, *strides, 1))
-            part = shifted * jnp.broadcast_to(kernel[(*tap, 0)], shifted.shape).astype(shifted.dtype)
-            total = part if total is None else total + part
-        return total
+
+def channels_last(signal: Any, kernel: Any, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
+    """`[n, positions, c]` and `[taps, c, o]` of a convolution with the parameters of `conv_general_dilated`."""
+    numbers = parameters["dimension_numbers"]
+    (n, c, *positions), (o, i, *taps) = numbers.lhs_spec, numbers.rhs_spec
+    return jnp.transpose(signal, (n, *positions, c)), jnp.transpose(kernel, (*taps, i, o))
+
+
+def in_own_order(found: Any, parameters: Mapping[str, Any]) -> Any:
+    """A result `[n, positions, c]` with the axes where the convolution has them."""
+    own = parameters["dimension_numbers"].out_spec
+    places = (0, found.ndim - 1, *range(1, found.ndim - 1))
+    return jnp.transpose(found, [places[own.index(axis)] for axis in range(found.ndim)])
+
+
+def over_taps(signal: Any, kernel: Any, parameters: Mapping[str, Any]) -> Any:
+    """A depthwise convolution of `[n, positions, c]` with `[taps, 1, c]` as a sum over taps.
+
+    Each is the shifted signal times one number for each entry.
+    """
+    *taps, _, channels = kernel.shape
+    strides, steps = parameters["window_strides"], parameters["rhs_dilation"]
+    pads = [(*pad, base - 1) for pad, base in zip(parameters["padding"], parameters["lhs_dilation"], strict=True)]
+    padded = jax.lax.pad(signal, jnp.zeros((), signal.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    reach = [size - (count - 1) * step for size, count, step in zip(padded.shape[1:-1], taps, steps, strict=True)]
+    total: Any = None
+    for tap in product(*map(range, taps)):
+        starts = [place * step for place, step in zip(tap, steps, strict=True)]
+        ends = [start + size for start, size in zip(starts, reach, strict=True)]
+        shifted = jax.lax.slice(padded, (0, *starts, 0), (len(padded), *ends, channels), (1, *strides, 1))
+        number = jax.lax.slice(kernel, (*tap, 0, 0), (*(place + 1 for place in tap), 1, channels))
+        part = number.reshape(*(1 for _ in tap), 1, channels) * shifted
+        total = part if total is None else total + part
+    return total
 
 
 def _split(array: Any, axis: int, groups: int) -> Any:
