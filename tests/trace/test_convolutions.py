@@ -186,6 +186,23 @@ def test_structures_and_functions_without_convolutions(rng):
     np.testing.assert_array_equal(arranged(lambda x: jnp.sin(x) @ x.mT)(x), jnp.sin(x) @ x.mT)
 
 
+@pytest.mark.parametrize("name", ["plain", "groups", "groups of examples", "depthwise"])
+def test_kernels_longer_than_their_signals(name, rng):
+    (_, c, *_), (o, i, *_), options = GEOMETRIES[name]
+    x, w = drawn(rng, (6, c, 2, 2), (o, i, 3, 3))
+
+    def function(x, w):
+        return lax.conv_general_dilated(x, w, **(options | {"padding": "VALID"}))
+
+    assert (
+        jax.jit(arranged(function))(x, w).shape
+        == function(x, w).shape
+        == (6 // options.get("batch_group_count", 1), o, 0, 0)
+    )
+    for gradient in jax.jit(arranged(jax.grad(lambda x, w: function(x, w).sum(), (0, 1))))(x, w):
+        assert not gradient.any()
+
+
 def test_other_devices_have_the_function_itself(rng, monkeypatch):
     x, w = drawn(rng, (2, 3, 6, 5), (3, 3, 3, 3))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

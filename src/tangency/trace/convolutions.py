@@ -60,7 +60,7 @@ def _run(program: jex.ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
 
 def _equation(equation: jex.JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     name = equation.primitive.name
-    if name == "conv_general_dilated":
+    if _is_convolution(equation):
         return [_Convolution(equation.params)(*operands)]
     inner = [p for p in _programs(equation) if _convolves(p)]
     if inner and name in _INLINED:
@@ -71,6 +71,12 @@ def _equation(equation: jex.JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     pairs = zip(equation.invars, operands, strict=True)
     given = {atom: value for atom, value in pairs if isinstance(atom, jex.Var)}
     return function_of([equation], list(given), equation.outvars)(*given.values())
+
+
+def _is_convolution(equation: jex.JaxprEqn) -> bool:
+    """Whether it is one of arrays with entries; a kernel may reach beyond its signal and leave nothing."""
+    arrays: list[Any] = [*equation.invars, *equation.outvars]
+    return equation.primitive.name == "conv_general_dilated" and all(prod(array.aval.shape) for array in arrays)
 
 
 def _programs(equation: jex.JaxprEqn) -> list[jex.ClosedJaxpr]:
@@ -86,8 +92,7 @@ def _closed(program: Any) -> jex.ClosedJaxpr:
 
 def _convolves(program: jex.ClosedJaxpr) -> bool:
     return any(
-        equation.primitive.name == "conv_general_dilated" or any(_convolves(p) for p in _programs(equation))
-        for equation in program.jaxpr.eqns
+        _is_convolution(equation) or any(_convolves(p) for p in _programs(equation)) for equation in program.jaxpr.eqns
     )
 
 
