@@ -48,3 +48,25 @@ def test_taps_add_up_to_the_convolution(space: tuple[int, ...], taps: tuple[int,
     by_taps = tg.limit((init, apply), numerical=True)
     np.testing.assert_allclose(by_taps.evaluate("both", x), exact, rtol=1e-12)
     assert not by_taps.estimate(x).standard_error.any()
+
+
+def test_several_filters_for_each_channel() -> None:
+    """The units behind the filters are more, and their laws the same."""
+
+    def kernel(each: int, *, nonlinear: bool, numerical: bool) -> Any:
+        def apply(p: Any, x: Any) -> Any:
+            h = jnp.moveaxis(jax.nn.relu(x @ p["w"].T)[None], -1, 1)
+            h = lax.conv_general_dilated(h, p["d"], (1,), "SAME", feature_group_count=WIDTH)
+            return p["readout"] @ (jax.nn.relu(h) if nonlinear else h).mean(2)[0]
+
+        filters = dense(1, 1, 3)._replace(shape=(each * WIDTH, 1, 3))
+        init = initialiser({"w": dense(WIDTH, FEATURES), "d": filters, "readout": dense(1, each * WIDTH)})
+        return tg.limit((init, apply), numerical=numerical)
+
+    x = np.random.default_rng(0).normal(size=(2, 5, FEATURES))
+    exact = kernel(2, nonlinear=False, numerical=False).evaluate("both", x)
+    by_taps = kernel(2, nonlinear=False, numerical=True)
+    np.testing.assert_allclose(by_taps.evaluate("both", x), exact, rtol=1e-12)
+    assert not by_taps.estimate(x).standard_error.any()
+    one, several = (kernel(each, nonlinear=True, numerical=True).evaluate("both", x) for each in (1, 3))
+    np.testing.assert_allclose(several, one, rtol=1e-12)

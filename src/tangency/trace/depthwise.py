@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jax import lax
 from jax.extend import core as jex
 
 from ..graph.layout import Width
@@ -19,7 +20,7 @@ from .values import ParameterView
 
 
 def is_depthwise(equation: Equation) -> bool:
-    """Whether a convolution's channels, which run along the width, meet one filter each."""
+    """Whether each of a convolution's channels, which run along the width, meets filters of its own."""
     signal, filters = equation.operands
     assert isinstance(filters, ParameterView)
     numbers, groups = equation.parameters["dimension_numbers"], equation.parameters["feature_group_count"]
@@ -27,7 +28,7 @@ def is_depthwise(equation: Equation) -> bool:
     return (
         isinstance(signal, Signal)
         and groups > 1
-        and signal.shape[channels] == groups == filters.shape[numbers.rhs_spec[0]]
+        and signal.shape[channels] == groups
         and all(isinstance(atom, Width) for atom in signal.layout.axes[channels])
     )
 
@@ -41,6 +42,11 @@ def by_taps(equation: Equation) -> jex.ClosedJaxpr:
     ]
 
     def written_out(signal: Any, filters: Any) -> Any:
-        return in_own_order(over_taps(*channels_last(signal, filters, parameters), parameters), parameters)
+        signal, filters = channels_last(signal, filters, parameters)
+        each = filters.shape[-1] // signal.shape[-1]
+        if each > 1:
+            signal = lax.broadcast_in_dim(signal, (*signal.shape, each), range(signal.ndim))
+            signal = lax.reshape(signal, (*signal.shape[:-2], filters.shape[-1]))
+        return in_own_order(over_taps(signal, filters, parameters), parameters)
 
     return jax.make_jaxpr(written_out)(*shapes)
