@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from tangency import NTKClassifier, limit
 from tangency.errors import AccuracyError, InputError, NonFiniteError
 from tangency.kernels import tiles
+from tangency.limit.survey import survey
 
 
 def mlp(activation, depth=2):
@@ -272,3 +273,8 @@ def test_precision_is_refused_where_it_cannot_be_kept(rng):
         limit(mlp(jax.nn.relu), precision="half")
     with pytest.raises(NonFiniteError, match="x1: row 1 goes beyond the range of float32; scale it"):
         limit(mlp(jax.nn.relu), precision="float32")(np.array([[1.0] * 4, [1e300] * 4]))
+
+
+def test_a_graph_is_surveyed_once():
+    graph = limit(mlp(jax.nn.relu), input_shape=(4,)).graph()
+    assert survey(graph, tangent=True) is survey(graph, tangent=True, diagonal=False)

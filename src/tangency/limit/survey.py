@@ -27,13 +27,17 @@ class Survey:
     sampled: bool
 
 
-@lru_cache(maxsize=256)
 def survey(graph: Graph, *, tangent: bool, diagonal: bool = False) -> Survey:
-    """Trace the recursion of a pair of examples, or of one example with itself.
+    """Trace the recursion of a pair of examples, or of one example with itself; once for each graph.
 
     Raises:
         UnsupportedModelError: something in it has no rule.
     """
+    return _traced(graph, tangent, diagonal)
+
+
+@lru_cache(maxsize=256)
+def _traced(graph: Graph, tangent: bool, diagonal: bool) -> Survey:
     uses: list[DualUse] = []
     sampled: list[bool] = []
 
