@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import cost
 
 from tangency import empirical
 
@@ -200,15 +201,10 @@ def run_operator(names: list[str]) -> None:
             print(f"| {name} | {shape[0]} | {q} | {own:.3f} | {own / q / alone:.2f} |", flush=True)
 
 
-def seconds(function: Any) -> float:
-    """The median of five times by the clock, after a first call."""
-    function()
-    found = []
-    for _ in range(5):
-        start = time.perf_counter()
-        function()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+def seconds(action: Any) -> float:
+    """The median by the clock, after a first call."""
+    action()
+    return cost(action)["run_s"]
 
 
 def main() -> None:

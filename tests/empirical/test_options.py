@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import tangency as tg
+from tangency.empirical import kernel as kernel_module
+from tangency.empirical.model import opened
 from tangency.errors import InputError, MemoryLimitError, NonFiniteError
 from tests.oracles.jacobian import ntk
 
@@ -107,6 +109,21 @@ def test_blocks_do_not_change_the_result(parameters, x, outputs):
 def test_diagonal_of_the_matrix(parameters, x):
     kernel = tg.empirical(network, parameters)
     close(kernel.diagonal("ntk", x), np.diagonal(kernel(x)), 1e-13)
+
+
+def test_the_diagonal_is_traced_once_for_all_values(parameters, x, monkeypatch):
+    traces = []
+    original = kernel_module.gradients
+    monkeypatch.setattr(kernel_module, "gradients", lambda *a: traces.append(1) or original(*a))
+    kernel = tg.empirical(network, parameters)
+    first = kernel.diagonal("ntk", x)
+    count = len(traces)
+    assert count
+    np.testing.assert_array_equal(kernel.diagonal("ntk", x), first)
+    others = {name: 2 * array for name, array in parameters.items()}
+    moved = kernel.at(opened(network, others)).diagonal("ntk", x)
+    assert len(traces) == count
+    close(moved, np.diagonal(tg.empirical(network, others)(x)), 1e-13)
 
 
 def test_float64_examples_are_computed_in_float64(x):

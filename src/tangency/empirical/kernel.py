@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from math import ceil, prod
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -81,10 +82,11 @@ class EmpiricalKernel(Kernel):
         if kind != "ntk":
             raise InputError(f"kind: a finite network has an NTK only, got {kind!r}")
         examples = _examples(x, "x")
-        single = jax.jit(arranged(jax.vmap(lambda example: self._total(example[None], None, None, None)[0, 0])))
-        if _is_tracer(examples):
-            return single(examples)
         with _precision(examples):
+            traced = self.traced(examples)
+            single = partial(self._diagonal_of(traced), traced.parameters, traced.rest)
+            if _is_tracer(examples):
+                return single(examples)
             at_once = self._diagonal_block(examples)
             if at_once == 0:
                 parts = [np.asarray(self._total(examples[i : i + 1], None, None, None))[0] for i in range(len(x))]
@@ -93,6 +95,19 @@ class EmpiricalKernel(Kernel):
             result = np.concatenate(parts)
             _check_finite(result[:, None])
             return jnp.asarray(result) if isinstance(x, jax.Array) else result
+
+    def _diagonal_of(self, traced: Traced) -> Callable[[Any, Any, Any], Any]:
+        """The diagonal from parameters, state and examples, compiled once for each shape."""
+        key = (id(traced.program), "diagonal")
+        if key not in self._blocks:
+
+            def diagonal(parameters: Any, rest: Any, x: Any) -> Any:
+                other, given = copy(self), replace(traced, parameters=parameters, rest=rest)
+                other._traced = {k: given if known is traced else known for k, known in self._traced.items()}
+                return jax.vmap(lambda example: other._total(example[None], None, None, None)[0, 0])(x)
+
+            self._blocks[key] = jax.jit(arranged(diagonal))
+        return self._blocks[key]
 
     def _diagonal_block(self, x: Any) -> int:
         """How many examples fit side by side with all their outputs; 0 if our own count allows not even one."""

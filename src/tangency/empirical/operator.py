@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -203,11 +203,7 @@ class ProductMatrix:
     @cached_property
     def _compiled(self) -> Callable[..., Any]:
         _, passes = self._passes(self._x1)
-
-        def product(*arguments: Any, examples: int, together: int) -> Any:
-            return arranged(partial(passes.product, examples=examples, together=together))(*arguments)
-
-        return jax.jit(product, static_argnames=("examples", "together"))
+        return jax.jit(arranged(passes.product), static_argnames=("examples", "together"))
 
     def product(self, v: np.ndarray) -> np.ndarray:
         first = concrete(self._x1)
@@ -226,8 +222,8 @@ class ProductMatrix:
         first = jnp.asarray(self._x1)
         second = first if self.symmetric else jnp.asarray(self._x2)
         traced, passes = self._passes(first)
-        product = arranged(partial(passes.product, **self._sizes(traced, passes, 1)))
-        return product(traced.parameters, traced.rest, first, second, v.reshape(len(second), -1, 1)).reshape(-1)
+        arguments = traced.parameters, traced.rest, first, second, v.reshape(len(second), -1, 1)
+        return arranged(passes.product)(*arguments, **self._sizes(traced, passes, 1)).reshape(-1)
 
     def block(self, rows: Rows, columns: Rows) -> np.ndarray:
         first = concrete(self._x1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from .._jax import scan_counts
-from ..trace.equations import function_of
+from ..trace.equations import applied, closed
 from .pools import Pool, pool_of
 from .sites import Site, in_loop, is_site, rearranged, site_of
 from .views import View, whole
@@ -148,15 +148,14 @@ class _Run:
         if not views:
             inner = equation.params.get(_INLINED.get(name, ""))
             if inner is None and name != "scan":
-                return _applied(equation, operands)
+                return applied(equation, operands)
         if name in _INLINED:
             inner = equation.params[_INLINED[name]]
-            closed = inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ())
-            return self.walk(closed, operands) if views else _applied(equation, operands)
+            return self.walk(closed(inner), operands) if views else applied(equation, operands)
         if name == "scan" and views:
             return self.scan(equation, operands)
         if len(views) == 1 == len(operands):
-            (value,) = _applied(equation, [views[0].value])
+            (value,) = applied(equation, [views[0].value])
             view = rearranged(equation, views[0], value)
             if view is not None:
                 return [view]
@@ -165,9 +164,9 @@ class _Run:
         if found is None:
             for operand in operands:
                 self.plain(operand)
-            return _applied(equation, values)
+            return applied(equation, values)
         site, signal = found
-        (output,) = _applied(equation, values)
+        (output,) = applied(equation, values)
         return [self.met(site, signal, output)]
 
     def met(self, site: Site, signal: Any, output: Any) -> Any:
@@ -236,10 +235,3 @@ class _Run:
 
 def _value(operand: Any) -> Any:
     return operand.value if isinstance(operand, View) else operand
-
-
-def _applied(equation: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:
-    """One equation, on plain values."""
-    pairs = zip(equation.invars, values, strict=True)
-    given = {atom: value for atom, value in pairs if isinstance(atom, jex.Var)}
-    return function_of([equation], list(given), equation.outvars)(*given.values())

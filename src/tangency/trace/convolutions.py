@@ -8,6 +8,7 @@ once and their gradients, are never brought into it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any
@@ -16,11 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from .equations import function_of
+from .equations import PROGRAM, applied, closed
 
 _KEPT = ("scan", "while", "cond", "checkpoint", "remat2")
 _INLINED = ("jit", "pjit", "closed_call")
-_PROGRAM = (jex.ClosedJaxpr, jex.Jaxpr)
 _TAPS = 100
 """Taps of a depthwise convolution up to which it is written as a sum over them."""
 
@@ -28,21 +28,17 @@ _TAPS = 100
 def arranged(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, to be compiled, with its convolutions as a CPU computes them fast; elsewhere the function.
 
-    Functions with a derivative of their own stay as they are.
+    Keyword arguments are static. Functions with a derivative of their own stay as they are.
     """
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Any, **static: Any) -> Any:
         if jax.default_backend() != "cpu":
-            return function(*arguments)
-        program, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        run = _run if _convolves(program) else _as_it_is
-        return jax.tree.unflatten(jax.tree.structure(shape), run(program, jax.tree.leaves(arguments)))
+            return function(*arguments, **static)
+        program, shape = jax.make_jaxpr(partial(function, **static), return_shape=True)(*arguments)
+        run = partial(_run, program) if _convolves(program) else lambda values: jex.jaxpr_as_fun(program)(*values)
+        return jax.tree.unflatten(jax.tree.structure(shape), run(jax.tree.leaves(arguments)))
 
     return call
-
-
-def _as_it_is(program: jex.ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
-    return jex.jaxpr_as_fun(program)(*values)
 
 
 def _run(program: jex.ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
@@ -68,9 +64,7 @@ def _equation(equation: jex.JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     if inner:
         params = {key: _within(value) for key, value in equation.params.items()}
         return equation.primitive.bind(*operands, **params)
-    pairs = zip(equation.invars, operands, strict=True)
-    given = {atom: value for atom, value in pairs if isinstance(atom, jex.Var)}
-    return function_of([equation], list(given), equation.outvars)(*given.values())
+    return applied(equation, operands)
 
 
 def _is_convolution(equation: jex.JaxprEqn) -> bool:
@@ -83,11 +77,7 @@ def _programs(equation: jex.JaxprEqn) -> list[jex.ClosedJaxpr]:
     """The programs inside an equation that may be rewritten."""
     if equation.primitive.name not in _KEPT + _INLINED:
         return []
-    return [_closed(leaf) for leaf in jax.tree.leaves(list(equation.params.values())) if isinstance(leaf, _PROGRAM)]
-
-
-def _closed(program: Any) -> jex.ClosedJaxpr:
-    return program if isinstance(program, jex.ClosedJaxpr) else jex.ClosedJaxpr(program, ())
+    return [closed(leaf) for leaf in jax.tree.leaves(list(equation.params.values())) if isinstance(leaf, PROGRAM)]
 
 
 def _convolves(program: jex.ClosedJaxpr) -> bool:
@@ -100,9 +90,9 @@ def _within(parameter: Any) -> Any:
     """An equation's parameter with the programs in it rewritten."""
     if isinstance(parameter, tuple):
         return tuple(_within(each) for each in parameter)
-    if not isinstance(parameter, _PROGRAM) or not _convolves(_closed(parameter)):
+    if not isinstance(parameter, PROGRAM) or not _convolves(closed(parameter)):
         return parameter
-    program = _closed(parameter)
+    program = closed(parameter)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in program.in_avals]
     found = jax.make_jaxpr(lambda *values: _run(program, values))(*shapes)
     return found if program is parameter else found.jaxpr

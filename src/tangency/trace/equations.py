@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax.extend import core as jex
 
+PROGRAM = (jex.ClosedJaxpr, jex.Jaxpr)
+
 
 def taken(equation: jex.JaxprEqn) -> list[jex.Var]:
     """The variables an equation takes, literals left out."""
@@ -24,16 +26,25 @@ def function_of(
     return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
 
 
+def applied(equation: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """What one equation makes of the values of its operands, literals among them."""
+    pairs = zip(equation.invars, values, strict=True)
+    given = {atom: value for atom, value in pairs if isinstance(atom, jex.Var)}
+    return function_of([equation], list(given), equation.outvars)(*given.values())
+
+
+def closed(program: Any) -> jex.ClosedJaxpr:
+    """A program of either kind as one with its constants; from JAX 0.12 on the two are one class."""
+    return program if isinstance(program, jex.ClosedJaxpr) else jex.ClosedJaxpr(program, ())
+
+
 def constants_of(program: jex.ClosedJaxpr) -> list[Any]:
     """The constants of a program and of all programs inside it; its text shows none of them."""
     found = list(program.consts)
     for equation in program.jaxpr.eqns:
         for value in jax.tree.leaves(list(equation.params.values())):
-            # From JAX 0.12 on the two are one class.
-            if isinstance(value, jex.Jaxpr) and not isinstance(value, jex.ClosedJaxpr):
-                value = jex.ClosedJaxpr(value, ())
-            if isinstance(value, jex.ClosedJaxpr):
-                found += constants_of(value)
+            if isinstance(value, PROGRAM):
+                found += constants_of(closed(value))
     return found
 
 

@@ -31,6 +31,7 @@ from ..graph.signal import (
 from . import known as kn
 from .algebra import Algebra
 from .custom_derivatives import check_custom_derivative
+from .equations import closed
 from .joint import joint
 from .known import may_be_pending
 from .randomness import keys, mask
@@ -304,12 +305,12 @@ class Interpreter:
 
     def _inline(self, equation: Equation) -> Sequence[Value]:
         inner = equation.parameters[INLINED[equation.name]]
-        closed = inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ())
+        program = closed(inner)
         known = all(isinstance(operand, Known) for operand in equation.operands)
         if equation.name.startswith("custom") and not known:
             constants = {i: o.value for i, o in enumerate(equation.operands) if isinstance(o, kn.Constant)}
-            check_custom_derivative(equation.jaxpr_equation, closed, constants, equation.source)
-        results = self.run(closed, equation.operands, equation.source)
+            check_custom_derivative(equation.jaxpr_equation, program, constants, equation.source)
+        results = self.run(program, equation.operands, equation.source)
         return [_labelled(value, equation.parameters.get("name")) for value in results]
 
 

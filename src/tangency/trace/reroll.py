@@ -19,7 +19,7 @@ from jax.extend import core as jex
 
 from ..errors import UnsupportedModelError
 from .custom_derivatives import check_custom_derivative
-from .equations import function_of, taken
+from .equations import closed, function_of, taken
 from .source import source_line
 
 SHORTEST = 6
@@ -420,9 +420,8 @@ def _true_derivatives(equations: Sequence[jex.JaxprEqn]) -> bool:
     for equation in equations:
         inner = equation.params.get("call_jaxpr") if equation.primitive.name.startswith("custom") else None
         if inner is not None:
-            closed = inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ())
             try:
-                check_custom_derivative(equation, closed, {}, source_line(equation))
+                check_custom_derivative(equation, closed(inner), {}, source_line(equation))
             except UnsupportedModelError:
                 return False
     return True
