@@ -8,6 +8,8 @@ import pytest
 from scipy.sparse.linalg import aslinearoperator, cg, eigsh
 
 import tangency as tg
+from tangency.empirical import operator as operator_module
+from tangency.empirical.model import opened
 from tangency.errors import InputError, MemoryLimitError
 from tests.oracles.jacobian import ntk
 
@@ -46,6 +48,23 @@ def x(rng):
 @pytest.fixture
 def y(rng):
     return rng.normal(size=(5, 4))
+
+
+@pytest.mark.parametrize("outputs", ["mean", "full"])
+def test_products_are_traced_once_for_all_operators_of_a_kernel(parameters, x, rng, outputs, monkeypatch):
+    traces = []
+    original = operator_module.output_vector
+    monkeypatch.setattr(operator_module, "output_vector", lambda *a: traces.append(1) or original(*a))
+    kernel = tg.empirical(network, parameters, outputs=outputs)
+    v = rng.normal(size=(kernel.operator(x).shape[0], 2))
+    first = kernel.operator(x) @ v
+    count = len(traces)
+    assert count
+    np.testing.assert_array_equal(kernel.operator(x) @ v, first)
+    others = {name: 2 * array for name, array in parameters.items()}
+    moved = kernel.at(opened(network, others)).operator(x) @ v
+    assert len(traces) == count
+    close(moved, tg.empirical(network, others, outputs=outputs).operator(x).to_dense() @ v, 1e-12)
 
 
 @pytest.mark.parametrize("memory", [None, 6000])

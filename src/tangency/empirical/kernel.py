@@ -97,16 +97,23 @@ class EmpiricalKernel(Kernel):
             return jnp.asarray(result) if isinstance(x, jax.Array) else result
 
     def _diagonal_of(self, traced: Traced) -> Callable[[Any, Any, Any], Any]:
-        """The diagonal from parameters, state and examples, compiled once for each shape."""
-        key = (id(traced.program), "diagonal")
+        """The diagonal from parameters, state and examples."""
+
+        def diagonal(parameters: Any, rest: Any, x: Any) -> Any:
+            other, given = copy(self), replace(traced, parameters=parameters, rest=rest)
+            other._traced = {k: given if known is traced else known for k, known in self._traced.items()}
+            return jax.vmap(lambda example: other._total(example[None], None, None, None)[0, 0])(x)
+
+        return self.compiled_once(traced, "diagonal", diagonal)
+
+    def compiled_once(self, traced: Traced, name: str, function: Callable[..., Any], **options: Any) -> Any:
+        """`function`, which nothing but the kernel and `traced` determine, compiled once for each shape of arguments.
+
+        `options` are those of `jax.jit`.
+        """
+        key = (id(traced.program), name)
         if key not in self._blocks:
-
-            def diagonal(parameters: Any, rest: Any, x: Any) -> Any:
-                other, given = copy(self), replace(traced, parameters=parameters, rest=rest)
-                other._traced = {k: given if known is traced else known for k, known in self._traced.items()}
-                return jax.vmap(lambda example: other._total(example[None], None, None, None)[0, 0])(x)
-
-            self._blocks[key] = jax.jit(arranged(diagonal))
+            self._blocks[key] = jax.jit(arranged(function), **options)
         return self._blocks[key]
 
     def _diagonal_block(self, x: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -200,11 +200,6 @@ class ProductMatrix:
         count = numbers_made(traced.program.jaxpr.jaxpr)
         return passes.sizes(traced.parameters, count, *self.examples, q, limit)
 
-    @cached_property
-    def _compiled(self) -> Callable[..., Any]:
-        _, passes = self._passes(self._x1)
-        return jax.jit(arranged(passes.product), static_argnames=("examples", "together"))
-
     def product(self, v: np.ndarray) -> np.ndarray:
         first = concrete(self._x1)
         second = first if self.symmetric else concrete(self._x2)
@@ -214,7 +209,8 @@ class ProductMatrix:
             traced, passes = self._passes(first)
             given = columns.astype(self.dtype, copy=False).reshape(len(second), self.outputs, -1)
             sizes = self._sizes(traced, passes, given.shape[2])
-            found = np.asarray(self._compiled(traced.parameters, traced.rest, first, second, given, **sizes))
+            times = self._kernel.compiled_once(traced, "product", passes.product, static_argnames=tuple(sizes))
+            found = np.asarray(times(traced.parameters, traced.rest, first, second, given, **sizes))
         found = found.reshape(-1, columns.shape[1])
         return found[:, : v.shape[1]] + 1j * found[:, v.shape[1] :] if apart else found
 
