@@ -201,3 +201,24 @@ def test_inside_jit_grad_and_vmap(parameters, x):
 def test_parameters_may_be_traced(parameters, x):
     expected = tg.empirical(convolutional, parameters)(x)
     close(jax.jit(lambda p: tg.empirical(convolutional, p)(jnp.asarray(x)))(parameters), expected, 1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("outputs", ["mean", "full", "diagonal"])
+@pytest.mark.parametrize("method", ["auto", "structured", "jacobian"])
+def test_biases_used_several_times_in_single_precision(method, outputs, count, rng):
+    """A differential operator of a network, as of physics-informed ones: jaxlib crashed on what its biases left."""
+    shapes = {"w": (32, 2), "b": (32,), "v": (count, 32)}
+    parameters = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    x = rng.normal(size=(200, 2)).astype(np.float32)
+
+    def laplacian(p, x):
+        def slope(v):
+            return lambda z: jax.jvp(lambda y: p["v"] @ jnp.tanh(p["w"] @ y + p["b"]), (z,), (v,))[1]
+
+        return sum(jax.jvp(slope(v), (x,), (v,))[1] for v in jnp.eye(2, dtype=x.dtype))
+
+    found = tg.empirical(laplacian, parameters, method=method, outputs=outputs)(x)
+    dense = ntk(laplacian, jax.tree.map(lambda a: a.astype(jnp.float64), parameters), *2 * [x.astype(np.float64)])
+    expected = {"mean": np.einsum("nmoo->nm", dense) / count, "diagonal": np.einsum("nmoo->nmo", dense), "full": dense}
+    close(found, expected[outputs], 3e-6)

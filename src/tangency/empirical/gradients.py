@@ -148,10 +148,12 @@ def cost(sites: Sequence[Site], n: int, m: int, k: int, pairing: Pairing, same: 
     lookup = any(site.is_lookup for site in sites)
     pairs = k * k if pairing == "all" else k
     upper = sum((stop - start) * (n - start) for start, stop in strips(n)) if same else n * m
-    blocks = upper * steps * steps * b
     sides = n if same else n + m
     gradients = sides * k * b * i * j
     first = sides * sum(site.gathered for site in sites)
+    if all(site.is_small for site in sites):
+        first, steps = first + sides * k * b * steps * j, 1
+    blocks = upper * steps * steps * b
     first_moved = sides * sum(prod(site.signal_shape) for site in sites if site.gathered)
     return Cost(
         positions=first + blocks * ((0 if lookup else i) + pairs * j),

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from .einsum import einsum
 from .sites import Site, Window
 
 
@@ -74,9 +75,22 @@ def parts(sites: Sequence[Site], signals: Sequence[Any], cotangents: Sequence[An
         a = [signals[k] for k in group]
         g = [cotangents[k] for k in group]
         window = sites[group[0]].window if sites[group[0]].keeps_image else None
-        signal = a[0] if window else _joined(a, axes.index("s"))
-        found.append(Part(signal, _joined(g, other.index("s")), axes, other, inner, window))
+        signal, cotangent = a[0] if window else _joined(a, axes.index("s")), _joined(g, other.index("s"))
+        if sites[group[0]].is_small:
+            # Not over pairs of positions even where that is asked for: jaxlib 0.10.1 crashes on sums of products of an
+            # array with itself, which are left in float32 where the signal is 1.
+            found.append(_summed(signal, cotangent, axes, other, inner))
+        else:
+            found.append(Part(signal, cotangent, axes, other, inner, window))
     return found
+
+
+def _summed(signal: Any, cotangent: Any, axes: str, other: str, inner: Any) -> Part:
+    """The gradient itself as the only position's cotangent, with the signal 1."""
+    place = other.index("s")
+    gradient = einsum(f"{axes},{other}->{other.replace('s', '')}", signal, cotangent)
+    one = jnp.ones([n if axis in "nb" else 1 for axis, n in zip(axes, signal.shape, strict=True)], signal.dtype)
+    return Part(one, jnp.expand_dims(gradient, place), axes, other, inner)
 
 
 def _joined(arrays: Sequence[Any], axis: int) -> Any:

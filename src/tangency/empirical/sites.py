@@ -101,6 +101,11 @@ class Site:
         return b, steps, i, j
 
     @property
+    def is_small(self) -> bool:
+        """Whether a position provides a single number, so that the gradient is no larger than the cotangent."""
+        return not self.is_lookup and self.window is None and self.sizes[2] == 1
+
+    @property
     def spans(self) -> list[list[int]]:
         """The axes of the cotangent that each axis of the output is made of, those of length one left out."""
         rest = iter([axis for axis, size in enumerate(self.cotangent_shape) if size != 1])
