@@ -165,12 +165,18 @@ def _rows_added(part: Part, rows: int) -> Any:
 
 
 def of_gradients(left: Any, right: Any, pairing: Pairing) -> Any:
-    """Σ_p D[o, n, p] D'[o', m, p]."""
+    """Σ_p D[o, n, p] D'[o', m, p], of complex parameters the sum over both of their parts."""
     same = left is right
-    left = left.reshape(*left.shape[:2], -1)
-    right = left if same else right.reshape(*right.shape[:2], -1)
+    left = _rows(left)
+    right = left if same else _rows(right)
     if pairing == "all":
         return einsum("onp,qmp->onqm", left, right).transpose(1, 3, 0, 2)
     if pairing == "each":
         return einsum("onp,omp->onm", left, right).transpose(1, 2, 0)
     return over_outputs(lambda own: einsum("onp,omp->nm", own[0], own[-1]), [left] if same else [left, right])
+
+
+def _rows(gradients: Any) -> Any:
+    """[o, n, p], real."""
+    rows = gradients.reshape(*gradients.shape[:2], -1)
+    return jnp.concatenate([rows.real, rows.imag], axis=2) if jnp.iscomplexobj(rows) else rows

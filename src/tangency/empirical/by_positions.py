@@ -1,5 +1,7 @@
 """Products of gradients without forming them: Σ_{s,t} (a_s · a'_t)(g_s · g'_t), over pairs of positions.
 
+Those of complex parameters are the real part of this with a' and g' conjugated.
+
 Most products need no copy, as the cotangents of one output lie side by side.
 """
 
@@ -25,6 +27,8 @@ def by_positions(left: Sequence[Part], right: Sequence[Part], pairing: Pairing) 
     same = left is right
     left = [part.opened for part in left]
     right = left if same else [part.opened for part in right]
+    if jnp.iscomplexobj(left[0].cotangent):
+        right = [part.conjugated for part in right]
     if not same:
         return sum(_pair(first, second, pairing, [(0, None)]) for first in left for second in right)
     cuts = strips(left[0].signal.shape[0])
@@ -46,7 +50,7 @@ def _pair(first: Part, second: Part, pairing: Pairing, cuts: Sequence[tuple[int,
             products = jnp.einsum("bnsmt,obnsmt->nmo", signals, cotangents, precision=HIGHEST)
         else:
             products = jnp.einsum("bnsmt,bonspmt->nmop", signals, cotangents, precision=HIGHEST)
-        rows.append(jnp.pad(products, [(0, 0), (start, 0), *[(0, 0)] * (products.ndim - 2)]))
+        rows.append(jnp.pad(products.real, [(0, 0), (start, 0), *[(0, 0)] * (products.ndim - 2)]))
     return jnp.concatenate(rows)
 
 
@@ -105,7 +109,7 @@ def _crossed(first: Part, second: Part, pairing: Pairing) -> Any:
     left = _against(first, second)
     right = _against(second, first)
     letters = {"all": "bnspmt,bmtons->nmop", "each": "bnsomt,bmtons->nmo", "sum": "bnsomt,bmtons->nm"}
-    return jnp.einsum(letters[pairing], left, right, precision=HIGHEST)
+    return jnp.einsum(letters[pairing], left, right, precision=HIGHEST).real
 
 
 def _against(part: Part, other: Part) -> Any:

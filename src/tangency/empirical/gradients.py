@@ -66,7 +66,7 @@ def gradients(program: Program, parameters: Sequence[Any], rest: Sequence[Any], 
     for number in program.pooled:
         signals[number] = program.pools[number].signals(*signals[number])
     found: dict[int, list[Part]] = {}
-    for leaf in sorted(program.structured):
+    for leaf in sorted({site.leaf for site in program.sites}):
         places = [k for k, site in enumerate(program.sites) if site.leaf == leaf]
         dtype = parameters[leaf].dtype
         found[leaf] = parts(
@@ -180,14 +180,15 @@ def held(program: Program, parameters: Sequence[Any], n: int, m: int, k: int, pa
     sides = n if same else n + m
     total = 0.0
     for site in program.sites:
-        total += sides * (site.signal_size + 2 * k * prod(site.probe))
+        total += sides * site.words * (site.signal_size + 2 * k * prod(site.probe))
     for leaf, array in enumerate(parameters):
         if leaf not in program.structured:
             total += sides * k * array.size
     most = 0.0
-    for leaf in program.structured:
+    for leaf in {site.leaf for site in program.sites}:
         own = [site for site in program.sites if site.leaf == leaf]
         found = cost(own, n, m, k, pairing, same)
         patches = sides * sum(prod(site.signal_shape) for site in own if site.keeps_image)
-        most = max(most, patches + found.positions_held if found.positions_first else found.whole_held)
+        needed = patches + found.positions_held if found.positions_first else found.whole_held
+        most = max(most, own[0].words * needed)
     return total + most

@@ -171,6 +171,8 @@ class EmpiricalKernel(Kernel):
         if leaf not in program.structured:
             return f"Jacobian, {k * traced.parameters[leaf].size:.3g} numbers an example"
         sites = [site for site in program.sites if site.leaf == leaf]
+        if not sites:
+            return "with the real part"
         found = cost(sites, n, m, k, self._pairing(), n == m)
         uses = f"{len(sites)} use{'s' if len(sites) > 1 else ''}"
         if sites[0].gathered:
@@ -226,7 +228,7 @@ class EmpiricalKernel(Kernel):
                 if self._method == "jacobian"
                 else frozenset(k for k, rate in enumerate(network.rates) if not np.shape(rate))
             )
-            program = opened(jaxpr, len(parameters), allowed)
+            program = opened(jaxpr, len(parameters), allowed, network.pairs)
             if self._method == "structured":
                 program = replace(program, pools={})
             sizes = tuple(prod(shape) for shape, _ in shapes)
@@ -360,7 +362,8 @@ class EmpiricalKernel(Kernel):
 
     def _block_of(self, traced: Traced, leaf: int | None, mirrored: bool, by_products: bool) -> Any:
         """The NTK of two blocks of examples; of one with itself if `mirrored`."""
-        program, rates, pairing = traced.program, traced.rates, self._pairing()
+        program = traced.program if leaf is None else traced.program.with_parts_apart(leaf)
+        rates, pairing = traced.rates, self._pairing()
 
         def block(parameters: Any, rest: Any, x1: Any, x2: Any, rows1: Any, rows2: Any) -> Any:
             if by_products:

@@ -22,7 +22,8 @@ class Network:
     """`call(parameters, state, x)` is the network's output on one example, any pytree.
 
     `parameters` are the trainable arrays, `state` all other arrays, `rates` the learning rates of the parameters'
-    entries, numbers or arrays of their shapes. A complex parameter stands in the list as its real and imaginary parts.
+    entries, numbers or arrays of their shapes. A complex parameter stands in the list as its real and imaginary parts, of
+    which `pairs` are the places.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Network:
     rates: tuple[Any, ...]
     call: Callable[[Sequence[Any], Any, Any], Any]
     rebuild: Callable[[Sequence[Any]], Any]
+    pairs: frozenset[tuple[int, int]]
 
 
 def opened(
@@ -63,8 +65,10 @@ def opened(
     names: list[str] = []
     leaves: list[Any] = []
     kept: list[Any] = []
+    pairs: set[tuple[int, int]] = set()
     for k in trained:
         if jnp.iscomplexobj(arrays[k]):
+            pairs.add((len(leaves), len(leaves) + 1))
             names += [f"{paths[k]} (real)", f"{paths[k]} (imaginary)"]
             leaves += [arrays[k].real, arrays[k].imag]
             kept += [rates[k], rates[k]]
@@ -90,7 +94,8 @@ def opened(
         return jax.tree.map(lambda leaf: leaf[0], made.call(whole, own_state, x[None]))
 
     frozen = [None if k in trained else array for k, array in enumerate(arrays)]
-    return Network(name, tuple(names), tuple(leaves), (frozen, made.state), tuple(kept), call, rebuild)
+    own_state = frozen, made.state
+    return Network(name, tuple(names), tuple(leaves), own_state, tuple(kept), call, rebuild, frozenset(pairs))
 
 
 def _initialised(

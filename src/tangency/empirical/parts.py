@@ -40,6 +40,10 @@ class Part:
         return replace(self, signal=by_channel, window=None)
 
     @property
+    def conjugated(self) -> Part:
+        return replace(self, signal=jnp.conj(self.signal), cotangent=jnp.conj(self.cotangent))
+
+    @property
     def taps(self) -> int:
         """How many entries i there are for each that can be cut out."""
         return 1 if self.window is None else prod(self.window.shape)

@@ -191,10 +191,10 @@ def _products_gain(traced: Traced, request: Request) -> bool:
     program = cheapest(traced.program, request.n, request.m, request.k, request.pairing, request.same)
     for leaf, array in enumerate(traced.parameters):
         own = [site for site in program.sites if site.leaf == leaf]
-        if leaf in program.structured:
+        if own:
             found = cost(own, request.n, request.m, request.k, request.pairing, request.same)
-            contraction += min(found.positions, found.whole)
-        else:
+            contraction += own[0].words ** 2 * min(found.positions, found.whole)
+        elif leaf not in program.structured:
             pairs = request.k**2 if request.pairing == "all" else request.k
             contraction += request.n * request.m * pairs * array.size
     passes = request.m * request.k * 3 * forward * (1 + request.n)

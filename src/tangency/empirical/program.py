@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jax.extend import core as jex
 from .._jax import scan_counts
 from ..trace.equations import applied, closed
 from .pools import Pool, pool_of
-from .sites import Site, in_loop, is_site, rearranged, site_of
+from .sites import Site, in_loop, is_site, joined, rearranged, site_of
 from .views import View, whole
 
 _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr"}
@@ -23,7 +24,8 @@ _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "remat
 class Program:
     """`jaxpr` of (parameters, state, example) → outputs, flat; `sites` are the uses of the `structured` leaves.
 
-    All other leaves are differentiated as they are. `pools` tells of those sites that may be seen from a pool behind
+    All other leaves are differentiated as they are. `pairs` are the leaves that are the real and the imaginary part of one
+    complex parameter; its sites are those of the real part. `pools` tells of those sites that may be seen from a pool behind
     them, by their number, and `pooled` which of them are.
     """
 
@@ -31,6 +33,7 @@ class Program:
     leaves: int
     sites: tuple[Site, ...]
     structured: frozenset[int]
+    pairs: frozenset[tuple[int, int]]
     pools: Mapping[int, Pool]
     pooled: frozenset[int] = frozenset()
 
@@ -41,7 +44,7 @@ class Program:
 
         Of a pooled site, the signal and the derivative of the pool's output.
         """
-        run = _Run(self.structured, list(probes), {k: self.pools[k] for k in self.pooled})
+        run = _Run(self.structured, self.pairs, list(probes), {k: self.pools[k] for k in self.pooled})
         return run.outputs(self.jaxpr, self.leaves, [*parameters, *rest]), run.signals
 
     def seen_from(self, pooled: frozenset[int]) -> Program:
@@ -49,16 +52,27 @@ class Program:
         sites = [self.pools[k].site if k in pooled else site for k, site in enumerate(self.sites)]
         return replace(self, sites=tuple(sites), pooled=pooled)
 
+    def with_parts_apart(self, leaf: int) -> Program:
+        """The same, but if the leaf is a part of a complex parameter, both parts are differentiated as they are."""
+        parts = frozenset(chain(*(pair for pair in self.pairs if leaf in pair))) & self.structured
+        if not parts:
+            return self
+        sites = tuple(site for site in self.sites if site.leaf not in parts)
+        return replace(self, sites=sites, structured=self.structured - parts, pools={}, pooled=frozenset())
+
     def plain(self, values: Sequence[Any]) -> list[Any]:
         """The outputs alone, of (parameters, state, example)."""
         return jex.jaxpr_as_fun(self.jaxpr)(*values)
 
 
-def opened(jaxpr: jex.ClosedJaxpr, leaves: int, allowed: frozenset[int]) -> Program:
+def opened(
+    jaxpr: jex.ClosedJaxpr, leaves: int, allowed: frozenset[int], pairs: frozenset[tuple[int, int]] = frozenset()
+) -> Program:
     """Find the sites of those of the first `leaves` arguments, `allowed`, that meet signals by known rules only."""
     structured = allowed
     while True:
-        run = _dry(jaxpr, leaves, structured)
+        run = _Run(structured, pairs, None)
+        jax.eval_shape(lambda *values, run=run: run.outputs(jaxpr, leaves, values), *jaxpr.in_avals)
         refused = run.taken | _incompatible(run.sites)
         if not refused & structured:
             break
@@ -71,13 +85,8 @@ def opened(jaxpr: jex.ClosedJaxpr, leaves: int, allowed: frozenset[int]) -> Prog
     )
     found = {k: pool_of(inside, place, sites[k]) for k, (inside, place) in run.places.items() if alone[k]}
     pools = {k: pool for k, pool in found.items() if pool is not None}
-    return Program(jaxpr, leaves, sites, structured & frozenset(uses), pools)
-
-
-def _dry(jaxpr: jex.ClosedJaxpr, leaves: int, structured: frozenset[int]) -> _Run:
-    run = _Run(structured, None)
-    jax.eval_shape(lambda *values: run.outputs(jaxpr, leaves, values), *jaxpr.in_avals)
-    return run
+    parts = frozenset(site.imaginary for site in sites if site.imaginary is not None)
+    return Program(jaxpr, leaves, sites, structured & (frozenset(uses) | parts), pairs, pools)
 
 
 def _incompatible(sites: Sequence[Site]) -> frozenset[int]:
@@ -95,8 +104,15 @@ class _Run:
     `pools` are those behind sites that are to be pooled.
     """
 
-    def __init__(self, structured: frozenset[int], probes: list[Any] | None, pools: Mapping[int, Pool] | None = None):
+    def __init__(
+        self,
+        structured: frozenset[int],
+        pairs: frozenset[tuple[int, int]],
+        probes: list[Any] | None,
+        pools: Mapping[int, Pool] | None = None,
+    ):
         self.structured = structured
+        self.pairs = pairs
         self.probes = probes
         self.pools = dict(pools or {})
         self.waiting: dict[jex.Var, list[tuple[int, Any]]] = {}
@@ -138,7 +154,7 @@ class _Run:
     def plain(self, value: Any) -> Any:
         """The value itself; a parameter that is used so has no structure left."""
         if isinstance(value, View):
-            self.taken |= {value.leaf}
+            self.taken |= value.leaves
             return value.value
         return value
 
@@ -157,6 +173,11 @@ class _Run:
         if len(views) == 1 == len(operands):
             (value,) = applied(equation, [views[0].value])
             view = rearranged(equation, views[0], value)
+            if view is not None:
+                return [view]
+        if name == "complex" and len(views) == 2:
+            (value,) = applied(equation, [view.value for view in views])
+            view = joined(views, value, self.pairs)
             if view is not None:
                 return [view]
         found = site_of(equation, operands)
@@ -197,7 +218,7 @@ class _Run:
             if isinstance(operand, View):
                 factor = operand.axes[0][0] if k >= second and operand.axes[0] else None
                 if factors.setdefault(operand.leaf, factor) != factor:
-                    self.taken |= {operand.leaf}
+                    self.taken |= operand.leaves
         shapes = [_value(o) for o in operands]
         entries = [_value(o) for o in operands[second:]]
 
@@ -210,7 +231,7 @@ class _Run:
                     arguments.append(value)
             return [run.plain(result) for result in run.walk(body, arguments)]
 
-        trial = _Run(self.structured, None)
+        trial = _Run(self.structured, self.pairs, None)
         avals = [
             jax.ShapeDtypeStruct(jnp.shape(v)[1:] if k >= second else jnp.shape(v), jnp.result_type(v))
             for k, v in enumerate(shapes)
@@ -221,7 +242,7 @@ class _Run:
 
         def step(carry: Any, each: Any) -> tuple[Any, Any]:
             xs, probes = each
-            run = _Run(self.structured, None if probes is None else list(probes))
+            run = _Run(self.structured, self.pairs, None if probes is None else list(probes))
             results = inside(run, [*shapes[:first], *carry, *xs])
             return results[: second - first], (results[second - first :], run.signals)
 

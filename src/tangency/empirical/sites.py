@@ -1,8 +1,9 @@
 """Where a parameter meets a signal, y = op(p, a), and what its gradient is made of.
 
-The gradient of an output in p at a site is Σ_s a[b, s, i] g[b, s, j]: b runs over entries of p that stay apart (groups
+The gradient of an output in p at a site is D = Σ_s a[b, s, i] g[b, s, j]: b runs over entries of p that stay apart (groups
 of a convolution, layers of a scan), s over the positions at which p is used, i over what a provides and j over what the
-cotangent g of y provides. A lookup y = p[a] is the same with one-hot a.
+cotangent g of y provides. A lookup y = p[a] is the same with one-hot a. Where p is complex, so is D, and the gradients of
+a real output in the parts of p are Re D and −Im D.
 """
 
 from __future__ import annotations
@@ -74,12 +75,19 @@ class Site:
     """Multiplications for each example that the signal takes itself, where it is a sum over positions (see `pools`)."""
     window: Window | None = None
     """For a convolution; the signal is then an image, of which the shape above is that of its patches."""
+    imaginary: int | None = None
+    """The leaf of the imaginary part, if the parameter is complex; `leaf` is then the real part."""
     keeps_image: bool = False
     """Whether an arranged signal is still the image, [b, c, e, *space], whose patches are only formed where needed."""
 
     @property
     def is_lookup(self) -> bool:
         return bool(self.table)
+
+    @property
+    def words(self) -> int:
+        """Real numbers in one number of the gradient."""
+        return 1 if self.imaginary is None else 2
 
     @property
     def batch(self) -> Factors:
@@ -193,7 +201,7 @@ def _built(
     signal_shape, signal_labels = expanded(signal_axes)
     output_shape, output_labels = expanded(output_axes)
     shapes = (tuple(signal_shape), tuple(signal_labels), tuple(output_shape), tuple(output_labels))
-    return Site(view.leaf, tuple(output.shape), output.dtype, *shapes, table), signal
+    return Site(view.leaf, tuple(output.shape), output.dtype, *shapes, table, imaginary=view.imaginary), signal
 
 
 def in_loop(site: Site, length: int, factor: Factor | None) -> Site:
@@ -314,6 +322,14 @@ def _add(equation: jex.JaxprEqn, operands: Sequence[Any], place: int) -> tuple[S
 _RULES = {"add": _add, "conv_general_dilated": _conv, "dot_general": _dot_general, "gather": _gather}
 
 
+def joined(views: Sequence[View], value: Any, pairs: frozenset[tuple[int, int]]) -> View | None:
+    """The view of a complex parameter, from those of its parts; None if they are not parts of one."""
+    real, imaginary = views
+    if (real.leaf, imaginary.leaf) not in pairs or (real.axes, real.loops) != (imaginary.axes, imaginary.loops):
+        return None
+    return replace(real, value=value, imaginary=imaginary.leaf)
+
+
 def is_site(equation: jex.JaxprEqn) -> bool:
     """Whether there is a rule for an equation itself, rather than for what is inside it."""
     return equation.primitive.name in _RULES
@@ -332,6 +348,7 @@ def rearranged(equation: jex.JaxprEqn, view: View, value: Any) -> View | None:
         for own, target in enumerate(p["broadcast_dimensions"]):
             axes[target] = view.axes[own]
         return view.seen(tuple(axes), value)
-    if name in ("copy", "copy_p") or (name == "convert_element_type" and jnp.issubdtype(value.dtype, jnp.floating)):
+    kind = jnp.floating if view.imaginary is None else jnp.complexfloating
+    if name in ("copy", "copy_p") or (name == "convert_element_type" and jnp.issubdtype(value.dtype, kind)):
         return view.seen(view.axes, value)
     return None

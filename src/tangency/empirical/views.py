@@ -17,13 +17,18 @@ class View:
     """A rearrangement of one parameter. Each axis is a product of factors in row-major order.
 
     `loops` are the enclosing loops, outermost first: the factor of which each step takes one entry, or None where all
-    steps share the view.
+    steps share the view. Of a complex parameter `leaf` is the real part and `imaginary` the leaf of the imaginary one.
     """
 
     leaf: int
     axes: tuple[Factors, ...]
     value: Any
     loops: tuple[Factor | None, ...] = ()
+    imaginary: int | None = None
+
+    @property
+    def leaves(self) -> frozenset[int]:
+        return frozenset((self.leaf,) if self.imaginary is None else (self.leaf, self.imaginary))
 
     def seen(self, axes: tuple[Factors, ...], value: Any) -> View:
         return replace(self, axes=axes, value=value)
