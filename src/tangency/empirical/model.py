@@ -22,8 +22,8 @@ class Network:
     """`call(parameters, state, x)` is the network's output on one example, any pytree.
 
     `parameters` are the trainable arrays, `state` all other arrays, `rates` the learning rates of the parameters'
-    entries, numbers or arrays of their shapes. A complex parameter stands in the list as its real and imaginary parts, of
-    which `pairs` are the places.
+    entries, numbers or arrays of their shapes. A complex parameter stands in the list as its real and imaginary parts,
+    of which `pairs` are the places.
     """
 
     name: str

@@ -24,9 +24,9 @@ _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "remat
 class Program:
     """`jaxpr` of (parameters, state, example) → outputs, flat; `sites` are the uses of the `structured` leaves.
 
-    All other leaves are differentiated as they are. `pairs` are the leaves that are the real and the imaginary part of one
-    complex parameter; its sites are those of the real part. `pools` tells of those sites that may be seen from a pool behind
-    them, by their number, and `pooled` which of them are.
+    All other leaves are differentiated as they are. `pairs` are the leaves that are the real and the imaginary part of
+    one complex parameter; its sites are those of the real part. `pools` tells of those sites that may be seen from a
+    pool behind them, by their number, and `pooled` which of them are.
     """
 
     jaxpr: jex.ClosedJaxpr

@@ -1,9 +1,9 @@
 """Where a parameter meets a signal, y = op(p, a), and what its gradient is made of.
 
-The gradient of an output in p at a site is D = Σ_s a[b, s, i] g[b, s, j]: b runs over entries of p that stay apart (groups
-of a convolution, layers of a scan), s over the positions at which p is used, i over what a provides and j over what the
-cotangent g of y provides. A lookup y = p[a] is the same with one-hot a. Where p is complex, so is D, and the gradients of
-a real output in the parts of p are Re D and −Im D.
+The gradient of an output in p at a site is D = Σ_s a[b, s, i] g[b, s, j]: b runs over entries of p that stay apart
+(groups of a convolution, layers of a scan), s over the positions at which p is used, i over what a provides and j over
+what the cotangent g of y provides. A lookup y = p[a] is the same with one-hot a. Where p is complex, so is D, and the
+gradients of a real output in the parts of p are Re D and −Im D.
 """
 
 from __future__ import annotations
