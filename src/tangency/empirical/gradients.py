@@ -151,7 +151,7 @@ def cost(sites: Sequence[Site], n: int, m: int, k: int, pairing: Pairing, same: 
     sides = n if same else n + m
     gradients = sides * k * b * i * j
     first = sides * sum(site.gathered for site in sites)
-    if all(site.is_small for site in sites):
+    if steps > 1 and all(site.is_small for site in sites):
         first, steps = first + sides * k * b * steps * j, 1
     blocks = upper * steps * steps * b
     first_moved = sides * sum(prod(site.signal_shape) for site in sites if site.gathered)

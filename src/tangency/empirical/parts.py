@@ -80,7 +80,7 @@ def parts(sites: Sequence[Site], signals: Sequence[Any], cotangents: Sequence[An
         g = [cotangents[k] for k in group]
         window = sites[group[0]].window if sites[group[0]].keeps_image else None
         signal, cotangent = a[0] if window else _joined(a, axes.index("s")), _joined(g, other.index("s"))
-        if sites[group[0]].is_small:
+        if sites[group[0]].is_small and cotangent.shape[other.index("s")] > 1:
             # Not over pairs of positions even where that is asked for: jaxlib 0.10.1 crashes on sums of products of an
             # array with itself, which are left in float32 where the signal is 1.
             found.append(_summed(signal, cotangent, axes, other, inner))
