@@ -3,7 +3,7 @@
     python benchmarks/empirical.py [--torch PYTHON] [--json FILE] [--only NAME ...] [--methods METHOD ...] [--large]
         [--memory MIB] [--operator]
 
-Each row is one network and method in float32, Θ averaged over its 10 outputs; all methods compile with the same program
+Each row is one network and method in float32, Θ averaged over its outputs; all methods compile with the same program
 and agree (`differs`). `÷ auto` is a ratio of processor times, which a busy machine disturbs least, on a GPU
 of times by the clock. Repeated up to five times, or until `--patience` seconds have gone. `--torch` names the
 interpreter of an environment with PyTorch, whose `torch.func` then computes the same in a process of its own. `--large`
@@ -121,6 +121,30 @@ def transformer(key: Any) -> tuple[Any, Any, Any]:
     return call, parameters, (8, 64, 256)
 
 
+def wave_function(key: Any) -> tuple[Any, Any, Any]:
+    """The logarithm of a restricted Boltzmann machine of 40 spins with complex parameters."""
+    real, imaginary = 0.05 * jax.random.normal(key, (2, 160, 40))
+    parameters = jax.lax.complex(real, imaginary), jnp.zeros(160, jnp.complex64)
+
+    def call(p: Any, x: Any) -> Any:
+        return jnp.log(jnp.cosh(p[0] @ jnp.sign(x) + p[1])).sum()
+
+    return call, parameters, (1000, 40)
+
+
+def residual(key: Any) -> tuple[Any, Any, Any]:
+    """The Laplacian of an MLP, as physics-informed networks have it."""
+    shapes = ((256, 2), (256, 256), (256, 256), (1, 256))
+    parameters = [dense(k, *shape) for k, shape in zip(jax.random.split(key, 4), shapes, strict=True)]
+
+    def network(p: Any, x: Any) -> Any:
+        for w in p[:-1]:
+            x = jnp.tanh(w @ x)
+        return (p[-1] @ x)[0]
+
+    return lambda p, x: jnp.trace(jax.hessian(network, argnums=1)(p, x)), parameters, (256, 2)
+
+
 def large(key: Any) -> tuple[Any, Any, Any]:
     """25.0 million parameters, 1,000 outputs."""
     shapes = ((3072, 3072), (2600, 3072), (2000, 2600), (1300, 2000), (1000, 1300))
@@ -134,7 +158,16 @@ def large(key: Any) -> tuple[Any, Any, Any]:
     return call, parameters, (64, 3072)
 
 
-NETWORKS = {"MLP 3×1024": mlp, "CNN 4×64": cnn, "ResNet-18": resnet, "transformer 6×256": transformer}
+NETWORKS = {
+    "MLP 3×1024": mlp,
+    "CNN 4×64": cnn,
+    "ResNet-18": resnet,
+    "transformer 6×256": transformer,
+    "wave function": wave_function,
+    "Laplacian": residual,
+}
+OF_ONE_OUTPUT = "wave function", "Laplacian"
+"""Of these there are no products with all outputs, and no rows of `torch.func`."""
 
 
 def measure(name: str, method: Any, patience: float, memory: int | None) -> tuple[dict[str, Any], np.ndarray]:
@@ -220,7 +253,7 @@ def main() -> None:
     parser.add_argument("--json")
     arguments = parser.parse_args()
     if arguments.operator:
-        run_operator(arguments.only)
+        run_operator([name for name in arguments.only if name not in OF_ONE_OUTPUT])
         return
     if arguments.large:
         run_large()
@@ -232,7 +265,7 @@ def main() -> None:
     print("|---|--:|---|--:|--:|--:|--:|--:|--:|")
     for name in arguments.only:
         reference: Any = None
-        for method in arguments.methods + (["torch.func"] if arguments.torch else []):
+        for method in arguments.methods + (["torch.func"] if arguments.torch and name not in OF_ONE_OUTPUT else []):
             if method == "torch.func":
                 row, value = by_torch(arguments.torch, name, arguments.patience), None
             else:

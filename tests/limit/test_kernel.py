@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from tangency import NTKClassifier, limit
 from tangency.errors import AccuracyError, InputError, NonFiniteError
 from tangency.kernels import tiles
+from tangency.limit.outside import outside_of_traces
 from tangency.limit.survey import survey
 
 
@@ -278,3 +279,18 @@ def test_precision_is_refused_where_it_cannot_be_kept(rng):
 def test_a_graph_is_surveyed_once():
     graph = limit(mlp(jax.nn.relu), input_shape=(4,)).graph()
     assert survey(graph, tangent=True) is survey(graph, tangent=True, diagonal=False)
+
+
+def test_values_at_once_only_where_a_caller_is_traced():
+    """Elsewhere constants are left to the programs that need them, not compiled one by one."""
+
+    def folded(x):
+        with outside_of_traces():
+            return isinstance(jnp.ones(()) * 2.0, jax.core.Tracer), x
+
+    found = []
+    jax.jit(lambda x: found.append(folded(x)[0]) or x)(1.0)
+    assert found == [False]
+    with outside_of_traces():
+        jax.jit(lambda x: found.append(isinstance(jnp.ones(()) * 2.0, jax.core.Tracer)) or x)(1.0)
+    assert found == [False, True]

@@ -26,6 +26,7 @@ from .estimate import Estimate, averaged
 from .explain import check_format, explain, summary
 from .fusion import PAYS, Fusion, fuse
 from .orders import required_order
+from .outside import outside_of_traces
 from .recursion import Recursion
 from .survey import survey
 
@@ -103,7 +104,7 @@ class LimitKernel(Kernel):
             return self._traced(kind, x1, x2)
         arrays = [x for x in concrete if x is not None]
         double = (host and arrays[0].dtype.kind in "iub") or arrays[0].dtype == np.float64
-        with jax.ensure_compile_time_eval(), jax.enable_x64(bool(double) or _x64_enabled()):
+        with outside_of_traces(), jax.enable_x64(bool(double) or _x64_enabled()):
             result = self._estimated(kind, arrays[0], arrays[1] if len(arrays) > 1 else None, progress).value
             _check_result(result, 1 if kind == "both" else 0)
             return result if host else jnp.asarray(result)
@@ -117,7 +118,7 @@ class LimitKernel(Kernel):
         if concrete is None:
             return self._mean(lambda k: self._diagonal(x, k, kind=kind))
         double = (host and concrete.dtype.kind in "iub") or concrete.dtype == np.float64
-        with jax.ensure_compile_time_eval(), jax.enable_x64(bool(double) or _x64_enabled()):
+        with outside_of_traces(), jax.enable_x64(bool(double) or _x64_enabled()):
             fused = self._fused_result(kind, concrete, None, 1, lambda f, x, _: f.diagonal(kind, x))
             if fused is not None:
                 return fused if host else jnp.asarray(fused)
@@ -158,7 +159,7 @@ class LimitKernel(Kernel):
         """
         _check_kind(kind)
         first, second, double = self._on_data("estimate", x1, x2)
-        with jax.ensure_compile_time_eval(), jax.enable_x64(double or _x64_enabled()):
+        with outside_of_traces(), jax.enable_x64(double or _x64_enabled()):
             found = self._estimated(kind, first, second, None)
             _check_result(found.value, 1 if kind == "both" else 0)
         return Estimate(found.value, np.array(found.standard_error))
@@ -179,7 +180,7 @@ class LimitKernel(Kernel):
             for root in leaf.roots:
                 if root.rate:
                     parts.setdefault(root.origin.name, set()).add(root)
-        with jax.ensure_compile_time_eval(), jax.enable_x64(double or _x64_enabled()):
+        with outside_of_traces(), jax.enable_x64(double or _x64_enabled()):
             found = {
                 name: self._estimated("ntk", first, second, None, only=frozenset(roots)).value
                 for name, roots in sorted(parts.items())

@@ -17,6 +17,7 @@ from .duals import Activation
 from .duals import required_order as order_for
 from .expectation import DualUse, analysed
 from .fields import broadcastable
+from .outside import outside_of_traces
 from .placed import Placed
 from .recursion import Recursion, deep_recursion
 from .survey import survey
@@ -106,7 +107,7 @@ def _plan(graph: Graph, tangent: bool) -> _Plan:
 def _uses(graph: Graph, tangent: bool) -> tuple[DualUse, ...]:
     """The distinct expectations of a pair that have no closed form."""
     one = np.ones(1)
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+    with outside_of_traces(), jax.enable_x64(True):
         return tuple(use for use in survey(graph, tangent=tangent).uses if not _is_closed(use, one))
 
 

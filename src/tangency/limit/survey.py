@@ -11,6 +11,7 @@ import jax
 
 from ..graph.graph import Graph
 from .expectation import DualUse
+from .outside import outside_of_traces
 from .recursion import Recursion
 
 
@@ -48,7 +49,7 @@ def _traced(graph: Graph, tangent: bool, diagonal: bool) -> Survey:
         sampled.extend(recursion.sampled)
         return kernels
 
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+    with outside_of_traces(), jax.enable_x64(True):
         program = jax.make_jaxpr(run)(*[graph.example()] * (1 if diagonal else 2))
     sizes = (prod(v.aval.shape) for e in program.eqns for v in e.outvars)  # pyright: ignore[reportAttributeAccessIssue]
     return Survey(tuple(dict.fromkeys(uses)), max(sizes, default=1), bool(sampled))
