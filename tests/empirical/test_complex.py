@@ -77,6 +77,49 @@ def case(request, rng):
     return request.param, *drawn(request.param, rng), NETWORKS[request.param][2]
 
 
+def phases(p, x):
+    h = p["w"] @ x
+    return p["v"] @ jnp.exp(1j * h) + p["v"] @ jnp.tanh(h)
+
+
+def rotated(p, x):
+    h = jax.lax.conv_general_dilated((1 + 2j) * x[None], p["k"] + 0j, (1, 1), "SAME")[0]
+    return p["v"] @ jnp.sin(h + p["b"][:, None, None]).mean((1, 2))
+
+
+def recurrent_phases(p, x):
+    def step(h, entry):
+        return jnp.sin(1j * (p["w"] @ h) + p["u"] * entry + p["b"]), None
+
+    return p["v"] @ jax.lax.scan(step, jnp.zeros(4, complex), x)[0]
+
+
+def rows(p, x):
+    return p["v"] @ jnp.sin(1j * p["t"].astype(complex)[x.astype(int) % 3]).sum(0) + p["v"] @ x[:4]
+
+
+REAL = {
+    phases: ({"w": (5, 4), "v": (2, 5)}, (4,)),
+    rotated: ({"k": (3, 2, 3, 3), "b": (3,), "v": (2, 3)}, (2, 4, 4)),
+    recurrent_phases: ({"w": (4, 4), "u": (4,), "b": (4,), "v": (2, 4)}, (5,)),
+    rows: ({"t": (3, 4), "v": (2, 4)}, (5,)),
+}
+
+
+@pytest.mark.parametrize("method", ["auto", "structured"])
+@pytest.mark.parametrize("outputs", ["mean", "full"])
+@pytest.mark.parametrize("network", REAL)
+def test_real_parameters_that_meet_complex_signals(network, outputs, method, rng):
+    shapes, example = REAL[network]
+    parameters = {k: jnp.asarray(0.3 * rng.normal(size=s)) for k, s in shapes.items()}
+    x = 2.0 * rng.normal(size=(4, *example))
+    dense = ntk(network, parameters, x, x)
+    kernel = tg.empirical(network, parameters, outputs=outputs, method=method)
+    close(kernel(x), np.einsum("nmoo->nm", dense) / dense.shape[-1] if outputs == "mean" else dense)
+    assert str(kernel).count("signals and") + str(kernel).count("Jacobian") == len(shapes)
+    assert [line for line in str(kernel).splitlines() if "  v  " in line and "signals and" in line]
+
+
 @pytest.mark.parametrize("method", ["auto", "structured"])
 def test_against_explicit_jacobians(case, method):
     network, parameters, x, _ = case

@@ -67,7 +67,7 @@ class Pool:
 def pool_of(jaxpr: jex.Jaxpr, place: int, site: Site) -> Pool | None:
     """Where the output of the equation at `place`, a site, is pooled; None if its positions stay apart or mix."""
     spans = site.spans
-    if site.is_lookup or site.sizes[1] == 1 or site.imaginary is not None:
+    if site.is_lookup or site.sizes[1] == 1 or site.words > 1:
         return None
     (start,) = jaxpr.eqns[place].outvars
     found: dict[Any, Axes] = {start: tuple(k if _kept(site, span) else None for k, span in enumerate(spans))}

@@ -80,13 +80,16 @@ def opened(
     uses = [site.leaf for site in run.sites]
     alone = [uses.count(leaf) == 1 for leaf in uses]
     sites = tuple(
-        replace(site, keeps_image=one and site.window is not None and not site.window.in_loop)
-        for site, one in zip(run.sites, alone, strict=True)
+        replace(site, keeps_image=one and _keeps_image(site)) for site, one in zip(run.sites, alone, strict=True)
     )
     found = {k: pool_of(inside, place, sites[k]) for k, (inside, place) in run.places.items() if alone[k]}
     pools = {k: pool for k, pool in found.items() if pool is not None}
     parts = frozenset(site.imaginary for site in sites if site.imaginary is not None)
     return Program(jaxpr, leaves, sites, structured & (frozenset(uses) | parts), pairs, pools)
+
+
+def _keeps_image(site: Site) -> bool:
+    return site.window is not None and not site.window.in_loop and not site.parts_apart
 
 
 def _incompatible(sites: Sequence[Site]) -> frozenset[int]:

@@ -3,7 +3,8 @@
 The gradient of an output in p at a site is D = Σ_s a[b, s, i] g[b, s, j]: b runs over entries of p that stay apart
 (groups of a convolution, layers of a scan), s over the positions at which p is used, i over what a provides and j over
 what the cotangent g of y provides. A lookup y = p[a] is the same with one-hot a. Where p is complex, so is D, and the
-gradients of a real output in the parts of p are Re D and −Im D.
+gradients of a real output in the parts of p are Re D and −Im D. Where a real p meets complex signals, its gradient is
+Re D, a sum over twice as many positions: of the real parts, and of the imaginary ones.
 """
 
 from __future__ import annotations
@@ -86,8 +87,13 @@ class Site:
 
     @property
     def words(self) -> int:
-        """Real numbers in one number of the gradient."""
-        return 1 if self.imaginary is None else 2
+        """Real numbers in one number of the output."""
+        return 2 if jnp.issubdtype(self.dtype, jnp.complexfloating) else 1
+
+    @property
+    def parts_apart(self) -> bool:
+        """Whether a real parameter meets complex signals here."""
+        return self.imaginary is None and self.words == 2
 
     @property
     def batch(self) -> Factors:
@@ -105,6 +111,7 @@ class Site:
     def sizes(self) -> tuple[int, int, int, int]:
         """The lengths of b, s, i, j."""
         steps = prod(n for n, (role, _) in zip(self.cotangent_shape, self.cotangent, strict=True) if role == "s")
+        steps *= 2 if self.parts_apart and not self.is_lookup else 1
         b, i, j = (prod(size for size, _ in factors) for factors in (self.batch, self.inner, self.outer))
         return b, steps, i, j
 
@@ -348,7 +355,7 @@ def rearranged(equation: jex.JaxprEqn, view: View, value: Any) -> View | None:
         for own, target in enumerate(p["broadcast_dimensions"]):
             axes[target] = view.axes[own]
         return view.seen(tuple(axes), value)
-    kind = jnp.floating if view.imaginary is None else jnp.complexfloating
+    kind = jnp.inexact if view.imaginary is None else jnp.complexfloating
     if name in ("copy", "copy_p") or (name == "convert_element_type" and jnp.issubdtype(value.dtype, kind)):
         return view.seen(view.axes, value)
     return None
