@@ -6,18 +6,10 @@ import numpy as np
 import pytest
 
 import tangency as tg
+from tests.empirical.checks import close
 from tests.oracles.jacobian import ntk
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
-def close(found, expected, tolerance=1e-10):
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def boltzmann_machine(p, x):

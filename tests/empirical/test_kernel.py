@@ -10,19 +10,11 @@ import numpy as np
 import pytest
 
 import tangency as tg
+from tests.empirical.checks import close
 from tests.finite_networks import NETWORKS, examples, made
 from tests.oracles.jacobian import ntk
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
-def close(found, expected):
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def built(name):

@@ -11,18 +11,10 @@ import tangency as tg
 from tangency.empirical import operator as operator_module
 from tangency.empirical.model import opened
 from tangency.errors import InputError, MemoryLimitError
+from tests.empirical.checks import close
 from tests.oracles.jacobian import ntk
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
-def close(found, expected, tolerance=1e-10):
-    assert np.shape(found) == np.shape(expected)
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def flat(full):

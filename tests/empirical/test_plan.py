@@ -9,20 +9,13 @@ import tangency as tg
 from tangency.empirical import by_gradients
 from tangency.empirical.einsum import einsum
 from tangency.errors import MemoryLimitError
+from tests.empirical.checks import close
 from tests.oracles.jacobian import ntk
 
 GIB = 2**30
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
-def close(found, expected, tolerance=1e-10):
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def convolutional(p, x):

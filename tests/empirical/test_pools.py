@@ -12,10 +12,7 @@ from tests.oracles.jacobian import ntk
 OUTPUTS = 5
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def conv(w, x, stride=1, groups=1):

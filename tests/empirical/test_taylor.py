@@ -11,18 +11,10 @@ from jax.flatten_util import ravel_pytree
 
 import tangency as tg
 from tangency.errors import InputError
+from tests.empirical.checks import close
 from tests.finite_networks import EquinoxNorm, double, examples, made
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
-def close(found, expected):
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def function(p, x):

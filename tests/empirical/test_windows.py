@@ -1,6 +1,5 @@
 """Convolutions of every geometry, with all patches formed at once and those of one channel at a time."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,11 +9,7 @@ import tangency as tg
 from tangency.empirical import by_gradients, gradients
 from tests.oracles.jacobian import ntk
 
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 FIRST, LAST = ("NCHW", "OIHW", "NCHW"), ("NHWC", "HWIO", "NHWC")

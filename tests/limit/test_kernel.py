@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from tangency import NTKClassifier, limit
 from tangency.errors import AccuracyError, InputError, NonFiniteError
 from tangency.kernels import tiles
-from tangency.limit.outside import outside_of_traces
 from tangency.limit.survey import survey
+from tangency.trace.tracers import outside_of_traces
 
 
 def mlp(activation, depth=2):

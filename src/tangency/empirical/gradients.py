@@ -114,7 +114,7 @@ MOVED = 64.0
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiplications, numbers written and numbers held at once, by pairs of positions and by whole gradients."""
+    """Real multiplications, numbers written and numbers held at once, by pairs of positions and by whole gradients."""
 
     positions: float
     positions_moved: float
@@ -155,13 +155,15 @@ def cost(sites: Sequence[Site], n: int, m: int, k: int, pairing: Pairing, same: 
         first, steps = first + sides * k * b * steps * j, 1
     blocks = upper * steps * steps * b
     first_moved = sides * sum(prod(site.signal_shape) for site in sites if site.gathered)
+    numbers = 1 if sites[0].imaginary is None else 2
     return Cost(
-        positions=first + blocks * ((0 if lookup else i) + pairs * j),
-        positions_moved=first_moved + blocks * (1 + pairs),
-        positions_held=blocks * (2 if pairing == "sum" else 1 + pairs),
-        whole=first + sides * k * b * steps * (j if lookup else i * j) + n * m * pairs * b * i * j,
-        whole_moved=first_moved + gradients,
-        whole_held=gradients if pairing == "all" else gradients / k,
+        positions=numbers**2 * (first + blocks * ((0 if lookup else i) + pairs * j)),
+        positions_moved=numbers * (first_moved + blocks * (1 + pairs)),
+        positions_held=numbers * blocks * (2 if pairing == "sum" else 1 + pairs),
+        whole=numbers**2 * (first + sides * k * b * steps * (j if lookup else i * j))
+        + numbers * n * m * pairs * b * i * j,
+        whole_moved=numbers * (first_moved + gradients),
+        whole_held=numbers * gradients / (1 if pairing == "all" else k),
     )
 
 
@@ -188,7 +190,6 @@ def held(program: Program, parameters: Sequence[Any], n: int, m: int, k: int, pa
     for leaf in {site.leaf for site in program.sites}:
         own = [site for site in program.sites if site.leaf == leaf]
         found = cost(own, n, m, k, pairing, same)
-        patches = sides * sum(prod(site.signal_shape) for site in own if site.keeps_image)
-        needed = patches + found.positions_held if found.positions_first else found.whole_held
-        most = max(most, own[0].words * needed)
+        patches = sides * sum(site.words * prod(site.signal_shape) for site in own if site.keeps_image)
+        most = max(most, patches + found.positions_held if found.positions_first else found.whole_held)
     return total + most

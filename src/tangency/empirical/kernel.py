@@ -18,9 +18,10 @@ from ..errors import InputError, MemoryLimitError, NonFiniteError
 from ..kernels.base import Kernel
 from ..kernels.operator import KernelOperator
 from ..trace.convolutions import arranged
+from ..trace.tracers import is_tracer
 from ..types import Array, Inputs, Kind, Progress
 from .gradients import cheapest, contributions, cost, gradients
-from .model import Network
+from .model import Network, precision_of
 from .operator import ProductMatrix
 from .pairs import Pairing, completed, transposed
 from .plan import Plan, Request, Traced, compiled_bytes, fitting, free_memory, planned, result_bytes
@@ -82,10 +83,10 @@ class EmpiricalKernel(Kernel):
         if kind != "ntk":
             raise InputError(f"kind: a finite network has an NTK only, got {kind!r}")
         examples = _examples(x, "x")
-        with _precision(examples):
+        with precision_of(examples):
             traced = self.traced(examples)
             single = partial(self._diagonal_of(traced), traced.parameters, traced.rest)
-            if _is_tracer(examples):
+            if is_tracer(examples):
                 return single(examples)
             at_once = self._diagonal_block(examples)
             if at_once == 0:
@@ -202,8 +203,8 @@ class EmpiricalKernel(Kernel):
         key = (x.shape[1:], str(x.dtype), jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
         if key not in self._traced:
             with jax.ensure_compile_time_eval():
-                parameters = tuple(a if _is_tracer(a) else jnp.asarray(cast(a)) for a in network.parameters)
-                state = jax.tree.map(lambda a: a if _is_tracer(a) else cast(a), network.state)
+                parameters = tuple(a if is_tracer(a) else jnp.asarray(cast(a)) for a in network.parameters)
+                state = jax.tree.map(lambda a: a if is_tracer(a) else cast(a), network.state)
             rest, structure = jax.tree.flatten(state)
             shapes: list[Any] = []
 
@@ -258,8 +259,8 @@ class EmpiricalKernel(Kernel):
     def _total(self, x1: Any, x2: Any, progress: Progress | None, leaf: int | None) -> Any:
         host = not isinstance(x1, jax.Array) and not isinstance(x2, jax.Array)
         first, second = _pair(x1, x2)
-        traced_inputs = _is_tracer(first) or (second is not None and _is_tracer(second))
-        with _precision(first):
+        traced_inputs = is_tracer(first) or (second is not None and is_tracer(second))
+        with precision_of(first):
             traced = self.traced(first)
             rows = self.functionals(traced)
             if traced.complex_outputs:
@@ -299,7 +300,7 @@ class EmpiricalKernel(Kernel):
         pairing, k = self._pairing(), len(rows1)
         other = x1 if x2 is None else x2
         n, m = len(x1), len(other)
-        if _is_tracer(x1) or _is_tracer(other):
+        if is_tracer(x1) or is_tracer(other):
             mirrored = x2 is None and rows1 is rows2
             call = jax.jit(arranged(self._block_of(traced, leaf, mirrored, self._method == "products")))
             result = call(traced.parameters, traced.rest, x1, other, rows1, rows2)
@@ -397,26 +398,10 @@ def _examples(x: Any, name: str) -> Any:
         raise InputError(f"{name}: expected examples along the first axis, got shape {array.shape}")
     if array.dtype.kind not in "fciub" and not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(f"{name}: expected numbers, got dtype {array.dtype}")
-    if array.dtype.kind in "fc" and not _is_tracer(array) and not np.isfinite(array).all():
+    if array.dtype.kind in "fc" and not is_tracer(array) and not np.isfinite(array).all():
         row = int(np.argmin(np.isfinite(np.asarray(array)).reshape(len(array), -1).all(axis=1)))
         raise NonFiniteError(f"{name}[{row}] is not finite: it holds NaN or infinity; remove or impute it")
     return array
-
-
-def _precision(x: Any) -> Any:
-    """Float64 examples are computed in float64."""
-    return jax.enable_x64(bool(x.dtype == np.float64 or jax.config.jax_enable_x64))  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _is_tracer(x: Any) -> bool:
-    """Whether x is traced, asked without copying it from its device."""
-    if not isinstance(x, jax.Array):
-        return False
-    try:
-        x.devices()
-    except jax.errors.ConcretizationTypeError:
-        return True
-    return False
 
 
 def _cuts(length: int, step: int) -> list[tuple[int, int]]:

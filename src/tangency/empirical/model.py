@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,3 +185,8 @@ def _rate(rate: Any, array: Any, name: str) -> Any:
     if not np.isfinite(values).all() or (values < 0).any():
         raise InputError(f"learning_rate of {name}: expected finite numbers of at least 0")
     return float(values) if not values.shape else values
+
+
+def precision_of(x: Any) -> AbstractContextManager[None]:
+    """Float64 examples are computed in float64."""
+    return jax.enable_x64(bool(x.dtype == np.float64 or jax.config.jax_enable_x64))  # pyright: ignore[reportAttributeAccessIssue]

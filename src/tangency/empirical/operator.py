@@ -17,6 +17,7 @@ from ..kernels.operator import Matrix, Rows
 from ..kernels.tile_matrix import concrete, same_rows, stacked
 from ..trace.convolutions import arranged
 from .gradients import output_vector
+from .model import precision_of
 from .plan import Traced, free_memory, numbers_made
 from .program import Program
 
@@ -180,7 +181,7 @@ class ProductMatrix:
         self._options = {"outputs": outputs, "memory": memory}
         self.examples = len(x1), len(x1 if x2 is None else x2)
         self.symmetric = x2 is None
-        with _precision(x1):
+        with precision_of(x1):
             traced, passes = self._passes(x1)
         kinds = [aval.dtype for aval in traced.program.jaxpr.out_avals]
         self.dtype = np.dtype(np.result_type(np.float32, traced.parameters[0].dtype, *kinds))
@@ -205,7 +206,7 @@ class ProductMatrix:
         second = first if self.symmetric else concrete(self._x2)
         apart = np.iscomplexobj(v) and self.dtype.kind != "c"
         columns = np.concatenate([np.real(v), np.imag(v)], axis=1) if apart else v
-        with _precision(first):
+        with precision_of(first):
             traced, passes = self._passes(first)
             given = columns.astype(self.dtype, copy=False).reshape(len(second), self.outputs, -1)
             sizes = self._sizes(traced, passes, given.shape[2])
@@ -242,11 +243,6 @@ class ProductMatrix:
 
     def adjoint(self) -> Matrix:
         return self if self.symmetric else self._swapped
-
-
-def _precision(x: Any) -> Any:
-    """Float64 examples are computed in float64."""
-    return jax.enable_x64(bool(x.dtype == np.float64 or jnp.zeros(()).dtype == np.float64))
 
 
 def _rate(rate: Any, direction: jax.Array) -> jax.Array:

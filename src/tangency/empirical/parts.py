@@ -72,16 +72,16 @@ def parts(sites: Sequence[Site], signals: Sequence[Any], cotangents: Sequence[An
     """The parts of one parameter's gradient, from the arranged arrays of its sites."""
     groups: dict[Any, list[int]] = {}
     for k, site in enumerate(sites):
-        groups.setdefault((site.inner, site.signal_order, site.cotangent_order, site.parts_apart), []).append(k)
+        groups.setdefault((site.inner, site.signal_order, site.cotangent_order, site.takes_real_part), []).append(k)
     found = []
-    for (inner, signal, cotangent, apart), group in groups.items():
+    for (inner, signal, cotangent, real), group in groups.items():
         axes, other = f"n{signal}", f"on{cotangent}"
         a = [signals[k] for k in group]
         g = [cotangents[k] for k in group]
         window = sites[group[0]].window if sites[group[0]].keeps_image else None
         signal, cotangent = a[0] if window else _joined(a, axes.index("s")), _joined(g, other.index("s"))
-        if apart:
-            signal, cotangent = _parts_apart(signal, cotangent, axes, other)
+        if real:
+            signal, cotangent = _real_part(signal, cotangent, axes, other)
         if sites[group[0]].is_small and cotangent.shape[other.index("s")] > 1:
             # Not over pairs of positions even where that is asked for: jaxlib 0.10.1 crashes on sums of products of an
             # array with itself, which are left in float32 where the signal is 1.
@@ -91,7 +91,7 @@ def parts(sites: Sequence[Site], signals: Sequence[Any], cotangents: Sequence[An
     return found
 
 
-def _parts_apart(signal: Any, cotangent: Any, axes: str, other: str) -> tuple[Any, Any]:
+def _real_part(signal: Any, cotangent: Any, axes: str, other: str) -> tuple[Any, Any]:
     """Real arrays with the real part of a · g as the product; rows of a lookup are met by the real part alone."""
     if axes == "nbs":
         return signal, cotangent.real

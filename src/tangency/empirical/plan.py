@@ -193,7 +193,7 @@ def _products_gain(traced: Traced, request: Request) -> bool:
         own = [site for site in program.sites if site.leaf == leaf]
         if own:
             found = cost(own, request.n, request.m, request.k, request.pairing, request.same)
-            contraction += own[0].words ** 2 * min(found.positions, found.whole)
+            contraction += min(found.positions, found.whole)
         elif leaf not in program.structured:
             pairs = request.k**2 if request.pairing == "all" else request.k
             contraction += request.n * request.m * pairs * array.size

@@ -89,7 +89,7 @@ def opened(
 
 
 def _keeps_image(site: Site) -> bool:
-    return site.window is not None and not site.window.in_loop and not site.parts_apart
+    return site.window is not None and not site.window.in_loop and not site.takes_real_part
 
 
 def _incompatible(sites: Sequence[Site]) -> frozenset[int]:

@@ -91,7 +91,7 @@ class Site:
         return 2 if jnp.issubdtype(self.dtype, jnp.complexfloating) else 1
 
     @property
-    def parts_apart(self) -> bool:
+    def takes_real_part(self) -> bool:
         """Whether a real parameter meets complex signals here."""
         return self.imaginary is None and self.words == 2
 
@@ -111,7 +111,7 @@ class Site:
     def sizes(self) -> tuple[int, int, int, int]:
         """The lengths of b, s, i, j."""
         steps = prod(n for n, (role, _) in zip(self.cotangent_shape, self.cotangent, strict=True) if role == "s")
-        steps *= 2 if self.parts_apart and not self.is_lookup else 1
+        steps *= 2 if self.takes_real_part and not self.is_lookup else 1
         b, i, j = (prod(size for size, _ in factors) for factors in (self.batch, self.inner, self.outer))
         return b, steps, i, j
 

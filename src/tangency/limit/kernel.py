@@ -21,12 +21,12 @@ from ..kernels.tiles import TILE, assemble
 from ..trace import derive
 from ..trace.derive import Settings
 from ..trace.model import ModelFunctions
+from ..trace.tracers import outside_of_traces
 from ..types import Array, Inputs, Kind, Progress
 from .estimate import Estimate, averaged
 from .explain import check_format, explain, summary
 from .fusion import PAYS, Fusion, fuse
 from .orders import required_order
-from .outside import outside_of_traces
 from .recursion import Recursion
 from .survey import survey
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..graph.graph import Graph
+from ..trace.tracers import outside_of_traces
 from .duals import Activation
 from .duals import required_order as order_for
 from .expectation import DualUse, analysed
 from .fields import broadcastable
-from .outside import outside_of_traces
 from .placed import Placed
 from .recursion import Recursion, deep_recursion
 from .survey import survey

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from ..graph.graph import Graph
+from ..trace.tracers import outside_of_traces
 from .expectation import DualUse
-from .outside import outside_of_traces
 from .recursion import Recursion
 
 
