@@ -11,6 +11,7 @@ import pytest
 
 from tangency import limit, models
 from tangency.errors import InputError
+from tangency.fused import FusedKernel
 from tangency.fused.polynomials import absolute_series, arccosine
 from tangency.fused.program import (
     Dual,
@@ -26,6 +27,7 @@ from tangency.fused.program import (
     nonnegative,
 )
 from tangency.graph.space import Window
+from tangency.limit import fusion
 
 relu = jax.nn.relu
 WIDTH = 8
@@ -314,10 +316,32 @@ def test_arrangements_that_are_left_to_xla(part, reason):
     assert f"evaluated by XLA: no fused form for {reason}" in str(limit(make, fused=True, input_shape=CONV))
 
 
-def test_little_work_does_not_pay():
-    kernel = limit(lambda key: models.MLP(4, 1, depth=3, width=WIDTH, key=key), input_shape=(4,))
-    assert "fused on the CPU from" in str(kernel)
-    assert kernel._fused_result("ntk", np.ones((2, 4)), None, 4, lambda *_: np.zeros(1)) is None
+def evaluator(kernel, n, shape):
+    """Which path evaluates that many examples."""
+    x, ones, taken = np.ones((n, *shape), np.float32), np.ones((n, n), np.float32), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FusedKernel, "matrix", lambda *_: taken.append("fused") or ones)
+        patch.setattr(kernel, "_block", lambda *_, **__: taken.append("XLA") or ones)
+        kernel(x, x)
+    (path,) = taken
+    return path
+
+
+def test_positions_are_fused_where_there_is_enough_to_repay_it(monkeypatch):
+    make = network(conv(3, 3, padding=1), relu, head="average")
+    work = limit(make, input_shape=CONV)._fusion().kernel.work
+    monkeypatch.setattr(fusion, "PAYS", 15.5 * work)
+    kernel = limit(make, input_shape=CONV)
+    assert str(kernel).endswith("fused on the CPU from 16 pairs of examples on")
+    assert [evaluator(kernel, n, CONV) for n in (3, 4)] == ["XLA", "fused"]
+    assert evaluator(limit(make, fused=True), 1, CONV) == "fused"
+    assert evaluator(limit(make, fused=False), 4, CONV) == "XLA"
+
+
+def test_dense_networks_are_fused_from_the_first_pair():
+    kernel = limit(lambda key: models.MLP(4, 1, depth=1, width=WIDTH, key=key), input_shape=(4,))
+    assert str(kernel).endswith("the whole network is fused on the CPU")
+    assert evaluator(kernel, 1, (4,)) == "fused"
 
 
 def test_variances_too_small_to_divide_by_are_left_to_xla():

@@ -161,6 +161,40 @@ def test_tiles_give_what_one_block_gives(rng, monkeypatch):
     np.testing.assert_allclose(RELU.evaluate("both", x, y), cross, rtol=1e-13)
 
 
+def test_neighbouring_numbers_of_examples_share_what_xla_compiled(rng, monkeypatch):
+    module, made = sys.modules[type(RELU).__module__], []
+    recursion = module.Recursion
+    monkeypatch.setattr(module, "Recursion", lambda *args, **kwargs: made.append(args) or recursion(*args, **kwargs))
+    kernel, whole = limit(mlp(jax.nn.relu)), limit(mlp(jax.nn.relu))
+    x, y = rng.normal(size=(15, 4)), rng.normal(size=(12, 4))
+
+    def results(kernel, n, m):
+        return kernel(x[:n]), kernel(x[:n], y[:m]), kernel.diagonal("ntk", x[:n])
+
+    results(kernel, 13, 11)
+    traced = len(made)
+    shared = results(kernel, 14, 12)
+    assert traced and len(made) == traced
+    monkeypatch.setattr(module, "_FILLING", 0)
+    for found, exact in zip(shared, results(whole, 14, 12), strict=True):
+        assert found.shape == exact.shape
+        np.testing.assert_allclose(found, exact, rtol=1e-14)
+
+
+def test_much_is_not_computed_in_vain(rng, monkeypatch):
+    module, shapes = sys.modules[type(RELU).__module__], []
+    monkeypatch.setattr(module, "_FILLING", survey(RELU.graph((4,)), tangent=True).numbers * (14 * 14 - 13 * 13) - 1)
+    kernel = limit(mlp(jax.nn.relu))
+    block = kernel._block
+    kernel._block = lambda a, b, *args, **kwargs: shapes.append((len(a), len(b))) or block(a, b, *args, **kwargs)
+    x = rng.normal(size=(13, 4))
+    kernel(x)
+    kernel(x[:10])
+    assert shapes == [(13, 13), (10, 10)]
+    kernel(x[:9])
+    assert shapes[-1] == (10, 10)
+
+
 def test_integer_inputs_and_lists_are_numbers():
     rows = [[1, 0, 2, 3], [0, 1, 1, 1]]
     np.testing.assert_allclose(RELU(rows), RELU(np.array(rows, np.float64)), rtol=1e-15)

@@ -16,9 +16,10 @@ from ..errors import InputError, MemoryLimitError
 from ..kernels.operator import Matrix, Rows
 from ..kernels.tile_matrix import concrete, same_rows, stacked
 from ..trace.convolutions import arranged
+from ..trace.equations import numbers_made
 from .gradients import output_vector
 from .model import precision_of
-from .plan import Traced, free_memory, numbers_made
+from .plan import Traced, free_memory
 from .program import Program
 
 if TYPE_CHECKING:

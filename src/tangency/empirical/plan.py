@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import MemoryLimitError
 from ..memory import available_memory
+from ..trace.equations import numbers_made, programs_inside
 from .gradients import cheapest, cost, held
 from .pairs import Pairing
 from .program import Program
@@ -212,28 +213,11 @@ def _too_large(traced: Traced, request: Request, memory: int | None, safety: flo
     )
 
 
-def _inner(equation: Any) -> tuple[int, list[Any]]:
-    """How often an equation runs the programs inside it, and those programs."""
-    programs = [v for v in equation.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
-    times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-    return times, [getattr(v, "jaxpr", v) for v in programs]
-
-
-def numbers_made(jaxpr: Any) -> float:
-    """How many numbers all equations of the network make for one example, loops included."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        times, programs = _inner(equation)
-        total += times * sum(numbers_made(program) for program in programs)
-        total += sum(prod(getattr(variable.aval, "shape", ())) for variable in equation.outvars)
-    return total
-
-
 def multiplications(jaxpr: Any) -> float:
     """Of one forward pass of one example: those of matrix products and convolutions, and one for each other number."""
     total = 0.0
     for equation in jaxpr.eqns:
-        times, programs = _inner(equation)
+        times, programs = programs_inside(equation)
         total += times * sum(multiplications(program) for program in programs)
         size = sum(prod(getattr(variable.aval, "shape", ())) for variable in equation.outvars)
         if equation.primitive.name == "dot_general":

@@ -41,15 +41,16 @@ class TileMatrix:
     def product(self, v: np.ndarray) -> np.ndarray:
         first = concrete(self._x1)
         second = first if self.symmetric else concrete(self._x2)
-        rows, columns = cuts(len(first), TILE), cuts(len(second), TILE)
+        tall, wide = min(TILE, len(first)), min(TILE, len(second))
+        rows, columns = cuts(len(first), tall), cuts(len(second), wide)
         result = np.zeros((len(first), v.shape[1]), np.result_type(self.dtype, v.dtype))
         for i, row in enumerate(rows):
-            left = padded(first, *row, TILE)
+            left = padded(first, *row, tall)
             for j, column in enumerate(columns):
                 if self.symmetric and j < i:
                     continue
                 own = self.symmetric and i == j
-                part = self._evaluated(left, None if own else padded(second, *column, TILE))
+                part = self._evaluated(left, None if own else padded(second, *column, wide))
                 part = part[: row[1] - row[0], : column[1] - column[0]]
                 result[slice(*row)] += part @ v[slice(*column)]
                 if self.symmetric and not own:

@@ -16,21 +16,23 @@ def assemble(
     *,
     diagonal: Callable[[np.ndarray], np.ndarray] | None = None,
     tile: int = TILE,
+    fill: bool = False,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """The matrix `[..., n, m]` from `block(rows of x1, rows of x2) -> [..., a, b]`.
 
     With `x2=None` only the tiles on and above the diagonal are computed, the rest is mirrored, and the diagonal comes
     from `diagonal(rows) -> [..., a]`. All tiles but those of a matrix smaller than one tile have the same shape, so
-    `block` is compiled once.
+    `block` is compiled once. With `fill` smaller ones have as many rows and columns as `filled` says.
     """
     other = x1 if x2 is None else x2
-    rows, columns = cuts(len(x1), tile), cuts(len(other), tile)
+    tall, wide = (min(tile, filled(len(x)) if fill else len(x)) for x in (x1, other))
+    rows, columns = cuts(len(x1), tall), cuts(len(other), wide)
     jobs = [(i, j) for i in range(len(rows)) for j in range(len(columns)) if x2 is not None or j >= i]
     result = None
     for done, (i, j) in enumerate(jobs):
         (start1, stop1), (start2, stop2) = rows[i], columns[j]
-        part = np.asarray(block(padded(x1, start1, stop1, tile), padded(other, start2, stop2, tile)))
+        part = np.asarray(block(padded(x1, start1, stop1, tall), padded(other, start2, stop2, wide)))
         part = part[..., : stop1 - start1, : stop2 - start2]
         if result is None:
             result = np.empty((*part.shape[:-2], len(x1), len(other)), part.dtype)
@@ -39,7 +41,7 @@ def assemble(
             progress(done + 1, len(jobs))
     assert result is not None
     if x2 is None:
-        _mirror(result, diagonal, x1, tile)
+        _mirror(result, diagonal, x1, tall)
     return result
 
 
@@ -48,11 +50,17 @@ def cuts(length: int, tile: int) -> list[tuple[int, int]]:
     return [(start, min(start + tile, length)) for start in range(0, length, tile)]
 
 
+def filled(length: int) -> int:
+    """The length rounded up to one of four sizes in every octave: what is compiled for one serves its neighbours."""
+    step = 1 << max((length - 1).bit_length() - 3, 0)
+    return -(-length // step) * step
+
+
 def padded(x: np.ndarray, start: int, stop: int, tile: int) -> np.ndarray:
-    """One tile of examples, a short last one filled up with its last example."""
+    """One tile of examples, a short one filled up with its last example."""
     part = x[start:stop]
     missing = tile - len(part)
-    return part if missing == 0 or len(x) <= tile else np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+    return part if missing == 0 else np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
 
 
 def _mirror(result: np.ndarray, diagonal: Callable[[np.ndarray], np.ndarray] | None, x: np.ndarray, tile: int) -> None:

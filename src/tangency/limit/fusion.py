@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from math import ceil
 from typing import Any
 
 import jax
@@ -29,13 +30,16 @@ from ..fused import (
 from ..graph.elementwise import Elementwise
 from ..graph.graph import Graph
 from ..graph.known import Known
+from ..kernels.tiles import cuts, filled, padded
 from .duals import Activation, dual, error_span, is_closed, piecewise_linear
 from .expectation import analysed
 from .recursion import Recursion, deep_recursion
 from .tabulate import integrated, series, truncated
 
-PAYS = 1e8
-"""Gaussian expectations from which on a fused program repays the seconds that compiling it takes."""
+PAYS = 1e7
+"""Gaussian expectations from which on the program of a network with positions repays the seconds that compiling it
+takes. Without positions it takes no longer to compile than XLA's, which has to be compiled for every number of
+examples."""
 
 _CHUNK = 1024
 
@@ -56,16 +60,19 @@ class Fusion:
 
     def inputs(self, x: np.ndarray) -> Inputs:
         """What the fused kernel reads of examples, in the precision that JAX gives them."""
-        chunk = min(_CHUNK, len(x))
+        chunk = min(_CHUNK, filled(len(x)))
         parts: list[list[np.ndarray]] = []
-        for start in range(0, len(x), chunk):
-            part = x[start : start + chunk]
-            count = len(part)
-            if count < chunk:
-                part = np.concatenate([part, np.repeat(part[-1:], chunk - count, axis=0)])
-            parts.append([np.asarray(a)[:count] for a in self._evaluate(jnp.asarray(part))])
+        for start, stop in cuts(len(x), chunk):
+            part = padded(x, start, stop, chunk)
+            parts.append([np.asarray(a)[: stop - start] for a in self._evaluate(jnp.asarray(part))])
         whole = [np.ascontiguousarray(np.concatenate(columns)) for columns in zip(*parts, strict=True)]
         return Inputs(tuple(whole[: len(self.arrays)]), tuple(whole[len(self.arrays) :]))
+
+    @cached_property
+    def least_pairs(self) -> int:
+        """From how many pairs of examples on the fused kernel repays its compilation."""
+        assert self.kernel is not None
+        return 1 if self.kernel.is_dense else ceil(PAYS / max(self.kernel.work, 1.0))
 
     @cached_property
     def _evaluate(self) -> Callable[[jax.Array], list[Any]]:

@@ -17,7 +17,7 @@ from ..graph.graph import Graph
 from ..graph.sampling import QuasiMonteCarlo
 from ..graph.signal import ParameterStatistics
 from ..kernels.base import Kernel
-from ..kernels.tiles import TILE, assemble
+from ..kernels.tiles import TILE, assemble, cuts, filled, padded
 from ..trace import derive
 from ..trace.derive import Settings
 from ..trace.model import ModelFunctions
@@ -25,7 +25,7 @@ from ..trace.tracers import outside_of_traces
 from ..types import Array, Inputs, Kind, Progress
 from .estimate import Estimate, averaged
 from .explain import check_format, explain, summary
-from .fusion import PAYS, Fusion, fuse
+from .fusion import Fusion, fuse
 from .orders import required_order
 from .recursion import Recursion
 from .survey import survey
@@ -133,14 +133,12 @@ class LimitKernel(Kernel):
 
     def _diagonals(self, kind: Kind, x: np.ndarray, replicate: int) -> Iterator[np.ndarray]:
         """The diagonal in chunks that fit, examples last."""
-        chunk = tile_size(self.graph(), kind, diagonal=True)
-        for start in range(0, len(x), chunk):
-            part = x[start : start + chunk]
-            if len(part) < chunk < len(x):
-                part = np.concatenate([part, np.repeat(part[-1:], chunk - len(part), axis=0)])
+        chunk = min(tile_size(self.graph(), kind, diagonal=True), filled(len(x)))
+        for start, stop in cuts(len(x), chunk):
+            part = padded(x, start, stop, chunk)
             found = np.asarray(self._diagonal(jnp.asarray(part), replicate, kind=kind))
             axis = 1 if kind == "both" else 0
-            yield np.moveaxis(found, axis, -1)[..., : len(x) - start]
+            yield np.moveaxis(found, axis, -1)[..., : stop - start]
 
     def tile(self, kind: Kind, x: Inputs) -> int:
         """How many examples of a tile keep its largest arrays within a quarter of a gigabyte."""
@@ -222,8 +220,8 @@ class LimitKernel(Kernel):
         fusion = self._fusion()
         if fusion.kernel is None:
             return f"evaluated by XLA: no fused form for {fusion.reason}"
-        least = 1 if self._fused else int(np.ceil(PAYS / max(fusion.kernel.work, 1.0)))
-        pairs = "" if least == 1 else f" from {least:,} pairs of examples on"
+        least = 1 if self._fused else fusion.least_pairs
+        pairs = "" if least <= 1 else f" from {least:,} pairs of examples on"
         last = f"; the last examples were left to XLA: {self._left_to_xla}" if self._left_to_xla else ""
         return f"the whole network is fused on the CPU{pairs}{last}"
 
@@ -248,7 +246,7 @@ class LimitKernel(Kernel):
         if self._fused is False or jnp.zeros(()).devices().pop().platform != "cpu" or not dtypes <= {*_FUSED_TYPES}:
             return None
         fusion = self._fusion()
-        if len(dtypes) > 1 or fusion.kernel is None or not (self._fused or pairs * fusion.kernel.work >= PAYS):
+        if len(dtypes) > 1 or fusion.kernel is None or not (self._fused or pairs >= fusion.least_pairs):
             return None
         sides = [fusion.inputs(x) for x in examples]
         try:
@@ -307,11 +305,12 @@ class LimitKernel(Kernel):
             return np.moveaxis(np.asarray(self._diagonal(jnp.asarray(a), replicate, kind=kind, only=only)), lead, -1)
 
         tile = tile_size(graph, kind)
+        fill = _fills(graph, kind, len(x1), len(x1 if x2 is None else x2))
         if positions:
-            result = assemble(block, x1, x1 if x2 is None else x2, tile=tile, progress=progress)
+            result = assemble(block, x1, x1 if x2 is None else x2, tile=tile, fill=fill, progress=progress)
             result = _positions_last(result, 2, positions)
             return _symmetric(result, lead, positions) if x2 is None else result
-        return assemble(block, x1, x2, diagonal=diagonal, tile=tile, progress=progress)
+        return assemble(block, x1, x2, diagonal=diagonal, tile=tile, fill=fill, progress=progress)
 
     def _mean(self, replicate_of: Callable[[Any], jax.Array]) -> jax.Array:
         """The mean over replicates, inside the caller's own trace."""
@@ -416,6 +415,16 @@ def tile_size(graph: Graph, kind: Kind, diagonal: bool = False) -> int:
     largest = survey(graph, tangent=kind != "nngp", diagonal=diagonal).largest
     examples = _BUDGET / (8 * _TEMPORARIES * largest)
     return int(min(TILE, max(1, examples if diagonal else examples**0.5)))
+
+
+_FILLING = 2**30
+"""Numbers that may be computed in vain so that a program serves another number of examples: about a second's work,
+which compiling takes as well."""
+
+
+def _fills(graph: Graph, kind: Kind, n: int, m: int) -> bool:
+    """Whether a matrix of n × m pairs is computed as a larger one that is compiled for their neighbours too."""
+    return (filled(n) * filled(m) - n * m) * survey(graph, tangent=kind != "nngp").numbers <= _FILLING
 
 
 def _check_kind(kind: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from ..graph.graph import Graph
+from ..trace.equations import numbers_made
 from ..trace.tracers import outside_of_traces
 from .expectation import DualUse
 from .recursion import Recursion
@@ -19,12 +20,13 @@ from .recursion import Recursion
 class Survey:
     """What the recursion takes for one example or pair.
 
-    The distinct expectations of two Gaussians, the entries of the largest array, and whether any expectation is by
-    quasi-Monte-Carlo.
+    The distinct expectations of two Gaussians, the entries of the largest array and of all arrays, and whether any
+    expectation is by quasi-Monte-Carlo.
     """
 
     uses: tuple[DualUse, ...]
     largest: int
+    numbers: float
     sampled: bool
 
 
@@ -52,4 +54,4 @@ def _traced(graph: Graph, tangent: bool, diagonal: bool) -> Survey:
     with outside_of_traces(), jax.enable_x64(True):
         program = jax.make_jaxpr(run)(*[graph.example()] * (1 if diagonal else 2))
     sizes = (prod(v.aval.shape) for e in program.eqns for v in e.outvars)  # pyright: ignore[reportAttributeAccessIssue]
-    return Survey(tuple(dict.fromkeys(uses)), max(sizes, default=1), bool(sampled))
+    return Survey(tuple(dict.fromkeys(uses)), max(sizes, default=1), numbers_made(program.jaxpr), bool(sampled))

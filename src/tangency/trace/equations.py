@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import jax
@@ -46,6 +47,23 @@ def constants_of(program: jex.ClosedJaxpr) -> list[Any]:
             if isinstance(value, PROGRAM):
                 found += constants_of(closed(value))
     return found
+
+
+def programs_inside(equation: jex.JaxprEqn) -> tuple[int, list[Any]]:
+    """How often an equation runs the programs inside it, and those programs."""
+    programs = [v for v in equation.params.values() if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
+    times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+    return times, [getattr(v, "jaxpr", v) for v in programs]
+
+
+def numbers_made(program: Any) -> float:
+    """How many numbers all equations of a program make, loops included."""
+    total = 0.0
+    for equation in program.eqns:
+        times, programs = programs_inside(equation)
+        total += times * sum(numbers_made(inner) for inner in programs)
+        total += sum(prod(getattr(variable.aval, "shape", ())) for variable in equation.outvars)
+    return total
 
 
 @functools.cache
