@@ -1,4 +1,4 @@
-"""Convolutional limits on one machine: time to trace and compile, and time per entry.
+"""Convolutional limits by XLA on one machine: time to trace and compile, and time per entry.
 
     python benchmarks/convolution.py [--size 32] [--json FILE]
 
@@ -35,7 +35,7 @@ def measure(depth: int, head: str, size: int, examples: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     x, y = (rng.normal(size=(examples, 3, size, size)).astype(np.float32) for _ in range(2))
     start = time.perf_counter()
-    kernel = limit(lambda key: network(key, depth, head, size))
+    kernel = limit(lambda key: network(key, depth, head, size), fused=False)
     kernel.graph((3, size, size))
     traced = time.perf_counter()
     kernel(x, y)

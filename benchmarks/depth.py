@@ -44,7 +44,7 @@ def network(depth: int, activation: str) -> Any:
 
 def measure(depth: int, activation: str, examples: int) -> dict[str, Any]:
     x = np.random.default_rng(0).standard_normal((examples, FEATURES))
-    kernel = limit(network(depth, activation))
+    kernel = limit(network(depth, activation), fused=False)
     row: dict[str, Any] = {"activation": activation, "layers": depth}
     single = kernel.evaluate("both", jnp.asarray(x, jnp.float32))
     for name, double, rounded in zip(

@@ -1,4 +1,4 @@
-"""Time and memory of infinite-width Gram matrices, beside the plain matrix product and, if asked, another library.
+"""Time and memory of infinite-width kernels by XLA beside the plain matrix product and, if asked, another library.
 
 python benchmarks/limit.py [--peer PYTHON] [--data FOLDER] [--json FILE]
 """

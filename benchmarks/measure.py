@@ -61,7 +61,7 @@ def main() -> None:
         multiply = jax.jit(lambda z: jnp.matmul(z, z.T, precision="highest"))
         np.asarray(multiply(jnp.asarray(x)))
         product = cost(lambda: np.asarray(multiply(jnp.asarray(x))))
-    kernel = tangency.limit(lambda key: network(CASES[name], x.shape[1], key))
+    kernel = tangency.limit(lambda key: network(CASES[name], x.shape[1], key), fused=False)
     derive = seconds(lambda: kernel.graph(x.shape[1:]))
     before, kinds = peak_bytes(), {}
     for kind in KINDS:

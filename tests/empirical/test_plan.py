@@ -1,5 +1,7 @@
 """The blocks and the algorithm that are chosen, and that they change nothing but time and memory."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,14 @@ import pytest
 import tangency as tg
 from tangency.empirical import by_gradients
 from tangency.empirical.einsum import einsum
+from tangency.empirical.kernel import EmpiricalKernel
+from tangency.empirical.plan import Plan
 from tangency.errors import MemoryLimitError
 from tests.empirical.checks import close
 from tests.oracles.jacobian import ntk
 
 GIB = 2**30
+KERNELS = sys.modules[EmpiricalKernel.__module__]
 
 
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -97,6 +102,20 @@ def test_gradients_formed_a_few_entries_at_a_time(network, platform, limit, outp
     formed = [(i, at) for i, j, at in formed if j == 7]
     assert rows <= {i for i, _ in formed} and {at for _, at in formed} == {at_once}
     assert "gradients from signals" in str(kernel)
+
+
+@pytest.mark.parametrize("outputs", ["mean", "diagonal", "full", np.arange(42.0).reshape(7, 6) % 5])
+def test_blocks_of_one_matrix_share_their_programs(outputs, parameters, x, monkeypatch):
+    whole = tg.empirical(convolutional, parameters, outputs=outputs)
+    expected = whole(x[:7]), whole(x[:7], x[4:]), whole(x), whole.diagonal("ntk", x)
+    cut = tg.empirical(convolutional, parameters, outputs=outputs)
+    monkeypatch.setattr(KERNELS, "fitting", lambda *_: Plan(4, 3, False, 0.0))
+    monkeypatch.setattr(cut, "_diagonal_block", lambda _: 4)
+    found = cut(x[:7]), cut(x[:7], x[4:]), cut(jnp.asarray(x)), cut.diagonal("ntk", x)
+    for ours, theirs in zip(found, expected, strict=True):
+        close(ours, theirs, 1e-12)
+    shapes = {key[-1][:2] for key in cut._blocks if isinstance(key[-1], tuple)}
+    assert {(left[0], right[0]) for (left, _), (right, _) in shapes} == {(4, 4), (4, 3), (3, 3)}
 
 
 def test_the_compiler_is_asked_what_a_block_takes(parameters, x, monkeypatch):

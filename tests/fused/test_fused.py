@@ -338,10 +338,14 @@ def test_positions_are_fused_where_there_is_enough_to_repay_it(monkeypatch):
     assert evaluator(limit(make, fused=False), 4, CONV) == "XLA"
 
 
-def test_dense_networks_are_fused_from_the_first_pair():
-    kernel = limit(lambda key: models.MLP(4, 1, depth=1, width=WIDTH, key=key), input_shape=(4,))
+def test_dense_networks_are_fused_from_the_first_pair(monkeypatch):
+    """But for very deep ones."""
+    make = lambda key: models.MLP(4, 1, depth=1, width=WIDTH, key=key)  # noqa: E731
+    kernel = limit(make, input_shape=(4,))
     assert str(kernel).endswith("the whole network is fused on the CPU")
     assert evaluator(kernel, 1, (4,)) == "fused"
+    monkeypatch.setattr(fusion, "LONGEST", kernel._fusion().kernel.lines - 1)
+    assert evaluator(limit(make), 1, (4,)) == "XLA"
 
 
 def test_variances_too_small_to_divide_by_are_left_to_xla():

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
-from math import ceil, prod
+from math import prod
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 from ..errors import InputError, MemoryLimitError, NonFiniteError
 from ..kernels.base import Kernel
 from ..kernels.operator import KernelOperator
+from ..kernels.tiles import cuts, even, padded
 from ..trace.convolutions import arranged
 from ..trace.tracers import is_tracer
 from ..types import Array, Inputs, Kind, Progress
@@ -92,7 +92,10 @@ class EmpiricalKernel(Kernel):
             if at_once == 0:
                 parts = [np.asarray(self._total(examples[i : i + 1], None, None, None))[0] for i in range(len(x))]
             else:
-                parts = [np.asarray(single(examples[slice(*cut)])) for cut in _cuts(len(x), at_once)]
+                size = even(len(x), at_once)
+                parts = [
+                    np.asarray(single(padded(examples, *cut, size)))[: cut[1] - cut[0]] for cut in cuts(len(x), size)
+                ]
             result = np.concatenate(parts)
             _check_finite(result[:, None])
             return jnp.asarray(result) if isinstance(x, jax.Array) else result
@@ -306,27 +309,25 @@ class EmpiricalKernel(Kernel):
             result = call(traced.parameters, traced.rest, x1, other, rows1, rows2)
             return completed(result, pairing, jnp) if x2 is None else result
         plan = self._planned(traced, x1, other, rows1, Request(n, m, k, pairing, x2 is None), leaf)
-        block, chunk = plan.block, plan.chunk
-        self._last = traced, plan, min(n, block), min(m, block)
-        cuts1, cuts2, outs = _cuts(n, block), _cuts(m, m if plan.products else block), _cuts(k, chunk)
+        tall, wide, chunk = even(n, plan.block), m if plan.products else even(m, plan.block), even(k, plan.chunk)
+        self._last = traced, plan, tall, even(m, plan.block)
+        cuts1, cuts2, outs = cuts(n, tall), cuts(m, wide), cuts(k, chunk)
         shape = {"sum": (), "each": (k,), "all": (k, k)}[pairing]
         result: Any = None
         jobs = [(i, j) for i in cuts1 for j in cuts2 if x2 is not None or j[1] > i[0]]
         for done, (i, j) in enumerate(jobs):
-            left, right = x1[slice(*i)], None if x2 is None and i == j else other[slice(*j)]
+            left, right = padded(x1, *i, tall), None if x2 is None and i == j else padded(other, *j, wide)
             for c in outs:
                 for d in outs if pairing == "all" else [c]:
                     mirrored = right is None and c == d and rows1 is rows2
                     own = left if right is None else right
-                    arguments = traced.parameters, traced.rest, left, own, rows1[slice(*c)], rows2[slice(*d)]
+                    chosen = zeros_below(rows1[slice(*c)], chunk), zeros_below(rows2[slice(*d)], chunk)
+                    arguments = traced.parameters, traced.rest, left, own, *chosen
                     part = np.asarray(self._compiled(traced, leaf, mirrored, plan.products, arguments)(*arguments))
                     if result is None:
                         result = np.zeros((n, m, *shape), part.dtype)
-                    place: tuple[Any, ...] = (slice(*i), slice(*j))
-                    if pairing == "sum":
-                        result[place] += part
-                    else:
-                        result[(*place, slice(*c), slice(*d)) if pairing == "all" else (*place, slice(*c))] = part
+                    ends = (i, j, *{"sum": (), "each": (c,), "all": (c, d)}[pairing])
+                    result[tuple(slice(*end) for end in ends)] += part[tuple(slice(b - a) for a, b in ends)]
             if progress is not None:
                 progress(done + 1, len(jobs))
         return completed(result, pairing) if x2 is None else result
@@ -340,7 +341,7 @@ class EmpiricalKernel(Kernel):
         left = None if memory is None else memory - result_bytes(traced, request)
 
         def taken(plan: Plan) -> int | None:
-            a, b, c = min(plan.block, request.n), min(plan.block, request.m), min(plan.chunk, request.k)
+            a, b, c = even(request.n, plan.block), even(request.m, plan.block), even(request.k, plan.chunk)
             mirrored = request.same and a == request.n
             columns = x2[: request.m if plan.products else b]
             arguments = traced.parameters, traced.rest, x1[:a], columns, rows[:c], rows[:c]
@@ -404,11 +405,9 @@ def _examples(x: Any, name: str) -> Any:
     return array
 
 
-def _cuts(length: int, step: int) -> list[tuple[int, int]]:
-    """As even parts as possible of at most `step`."""
-    count = ceil(length / step)
-    edges = [round(i * length / count) for i in range(count + 1)]
-    return list(pairwise(edges))
+def zeros_below(rows: np.ndarray, count: int) -> np.ndarray:
+    """As many rows as `count`, those that are missing zero."""
+    return rows if len(rows) == count else np.pad(rows, [(0, count - len(rows)), (0, 0)])
 
 
 def _check_finite(result: np.ndarray) -> None:

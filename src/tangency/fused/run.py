@@ -69,7 +69,7 @@ class Variant:
 
 
 class FusedKernel:
-    """A program, compiled as it is needed."""
+    """A program, compiled as it is needed. `lines` says how long its text is."""
 
     def __init__(self, program: Program, threads: int | None = None):
         self.program = program
@@ -84,7 +84,7 @@ class FusedKernel:
             raise NotFusedError("a tangent that needs moments of its own")
         self.is_dense = not layout.segments
         self._deep_tail = any(isinstance(program.statements[i], Dual) for i in layout.tail)
-        self._texts("both", "float32", False)
+        self.lines = self._texts("both", "float32", False)[1].count("\n")
 
     def _lanes(self, dtype: str) -> int:
         return vector_lanes(dtype, least=DENSE_BITS) if self.is_dense else vector_lanes(dtype)

@@ -1,6 +1,7 @@
 """Assembling a Gram matrix from tiles on concrete arrays: half of them where the matrix is symmetric."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -56,11 +57,14 @@ def filled(length: int) -> int:
     return -(-length // step) * step
 
 
-def padded(x: np.ndarray, start: int, stop: int, tile: int) -> np.ndarray:
+def even(length: int, most: int) -> int:
+    """The size of tiles, all but the last of them equal, that are as few as with `most` examples in each."""
+    return -(-length // -(-length // most))
+
+
+def padded(x: Any, start: int, stop: int, tile: int) -> Any:
     """One tile of examples, a short one filled up with its last example."""
-    part = x[start:stop]
-    missing = tile - len(part)
-    return part if missing == 0 else np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+    return x[start:stop] if stop - start == tile else x[np.minimum(np.arange(start, start + tile), stop - 1)]
 
 
 def _mirror(result: np.ndarray, diagonal: Callable[[np.ndarray], np.ndarray] | None, x: np.ndarray, tile: int) -> None:

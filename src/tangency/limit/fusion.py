@@ -41,6 +41,9 @@ PAYS = 1e7
 takes. Without positions it takes no longer to compile than XLA's, which has to be compiled for every number of
 examples."""
 
+LONGEST = 2048
+"""Lines up to which that holds: a hundred layers of ReLU. The time that one long piece of code takes grows faster."""
+
 _CHUNK = 1024
 
 
@@ -72,7 +75,8 @@ class Fusion:
     def least_pairs(self) -> int:
         """From how many pairs of examples on the fused kernel repays its compilation."""
         assert self.kernel is not None
-        return 1 if self.kernel.is_dense else ceil(PAYS / max(self.kernel.work, 1.0))
+        quick = self.kernel.is_dense and self.kernel.lines <= LONGEST
+        return 1 if quick else ceil(PAYS / max(self.kernel.work, 1.0))
 
     @cached_property
     def _evaluate(self) -> Callable[[jax.Array], list[Any]]:

@@ -50,9 +50,10 @@ def limit(
         fused: whether concrete arrays on the CPU are evaluated by a program compiled for this network, once for any
             number of examples, and much faster than by XLA. It takes some seconds to compile, and is then kept in
             `$TANGENCY_CACHE_DIR`, by default in the user's cache folder. None: always without positions; with
-            positions, where there is enough to evaluate to repay that; True: always; False: never. `print(kernel)`
-            says whether the network has such a form. Tracers and derivatives always use XLA. In float32, 21
-            convolutions with ReLU err by at most 5e-7 relative to float64 (CIFAR-10 and Gaussian images).
+            positions, or very many layers, where there is enough to evaluate to repay that; True: always; False:
+            never. `print(kernel)` says whether the network has such a form. Tracers and derivatives always use XLA.
+            In float32, 21 convolutions with ReLU err by at most 5e-7 relative to float64 (CIFAR-10 and Gaussian
+            images).
         threads: how many threads the fused path may use; None: as many as the process has processors.
         precision: the type in which real inputs are evaluated, whatever their own; None: their own. Everything that
             fits a kernel to data hands over float64 and solves in float64, so that "float32" here makes the fused
