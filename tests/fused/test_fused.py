@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tangency import limit, models
-from tangency.errors import InputError
+from tangency.errors import InputError, NonFiniteError
 from tangency.fused import FusedKernel
 from tangency.fused.polynomials import absolute_series, arccosine
 from tangency.fused.program import (
@@ -346,6 +346,13 @@ def test_dense_networks_are_fused_from_the_first_pair(monkeypatch):
     assert evaluator(kernel, 1, (4,)) == "fused"
     monkeypatch.setattr(fusion, "LONGEST", kernel._fusion().kernel.lines - 1)
     assert evaluator(limit(make), 1, (4,)) == "XLA"
+
+
+@pytest.mark.parametrize("scale", [1e160, 1e300])
+def test_overflow_is_one_clear_error(scale):
+    kernel = limit(lambda key: models.MLP(4, 1, depth=2, width=WIDTH, key=key))
+    with pytest.raises(NonFiniteError, match="between rows 0 and 0 is not finite"):
+        kernel(scale * np.ones((3, 4)))
 
 
 def test_variances_too_small_to_divide_by_are_left_to_xla():

@@ -377,7 +377,8 @@ class FusedKernel:
             after = 0 if len(pairs) == 1 else products.size
             out = spare[after : after + outputs * rows * wide].reshape(outputs, rows, wide)
             for k, (a, b) in enumerate(pairs):
-                np.matmul(left.padded.arrays[a][start:stop, 0], right.padded.arrays[b][skip:, 0].T, out=products[k])
+                with np.errstate(over="ignore", invalid="ignore"):  # What is not finite is refused, with its rows.
+                    np.matmul(left.padded.arrays[a][start:stop, 0], right.padded.arrays[b][skip:, 0].T, out=products[k])
                 if diagonal:
                     index = np.arange(rows)
                     products[k, index, index + start - skip] = left.inputs[k, start:stop]
