@@ -316,13 +316,15 @@ def test_arrangements_that_are_left_to_xla(part, reason):
     assert f"evaluated by XLA: no fused form for {reason}" in str(limit(make, fused=True, input_shape=CONV))
 
 
-def evaluator(kernel, n, shape):
+def evaluator(kernel, n, shape, diagonal=False):
     """Which path evaluates that many examples."""
     x, ones, taken = np.ones((n, *shape), np.float32), np.ones((n, n), np.float32), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FusedKernel, "matrix", lambda *_: taken.append("fused") or ones)
         patch.setattr(kernel, "_block", lambda *_, **__: taken.append("XLA") or ones)
-        kernel(x, x)
+        patch.setattr(FusedKernel, "diagonal", lambda *_: taken.append("fused") or ones[0])
+        patch.setattr(kernel, "_diagonal", lambda *_, **__: taken.append("XLA") or ones[0])
+        kernel.diagonal("ntk", x) if diagonal else kernel(x, x)
     (path,) = taken
     return path
 
@@ -334,6 +336,7 @@ def test_positions_are_fused_where_there_is_enough_to_repay_it(monkeypatch):
     kernel = limit(make, input_shape=CONV)
     assert str(kernel).endswith("fused on the CPU from 16 pairs of examples on")
     assert [evaluator(kernel, n, CONV) for n in (3, 4)] == ["XLA", "fused"]
+    assert [evaluator(kernel, n, CONV, diagonal=True) for n in (15, 16)] == ["XLA", "fused"]
     assert evaluator(limit(make, fused=True), 1, CONV) == "fused"
     assert evaluator(limit(make, fused=False), 4, CONV) == "XLA"
 

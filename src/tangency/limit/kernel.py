@@ -119,7 +119,7 @@ class LimitKernel(Kernel):
             return self._mean(lambda k: self._diagonal(x, k, kind=kind))
         double = (host and concrete.dtype.kind in "iub") or concrete.dtype == np.float64
         with outside_of_traces(), jax.enable_x64(bool(double) or _x64_enabled()):
-            fused = self._fused_result(kind, concrete, None, 1, lambda f, x, _: f.diagonal(kind, x))
+            fused = self._fused_result(kind, concrete, None, len(concrete), lambda f, x, _: f.diagonal(kind, x))
             if fused is not None:
                 return fused if host else jnp.asarray(fused)
             rule = self._rule()
@@ -424,7 +424,9 @@ which compiling takes as well."""
 
 def _fills(graph: Graph, kind: Kind, n: int, m: int) -> bool:
     """Whether a matrix of n × m pairs is computed as a larger one that is compiled for their neighbours too."""
-    return (filled(n) * filled(m) - n * m) * survey(graph, tangent=kind != "nngp").numbers <= _FILLING
+    found = survey(graph, tangent=kind != "nngp")
+    times = graph.sampling.replicates if found.sampled and graph.sampling is not None else 1
+    return (filled(n) * filled(m) - n * m) * times * found.numbers <= _FILLING
 
 
 def _check_kind(kind: str) -> None:
